@@ -1,0 +1,173 @@
+"""The run folder: where one run's files lie, what it was begun with, and which stages are complete.
+
+Everything a stage writes goes through here or appears whole under its name (written aside, then renamed), so a process
+killed at any moment leaves nothing half-written that a later one would take for finished. JSONL files are appended
+line by line; a line torn by a kill is dropped when they are read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from anchored.errors import DataError, RecipeError
+
+STAGES = ("create", "train", "evaluate", "report")
+
+
+class Run:
+    """The files of one run."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.recipe = self.folder / "recipe.yaml"
+        self.replies = self.folder / "replies.sqlite"
+        self.pairs = self.folder / "pairs.parquet"
+        self.held_out = self.folder / "held_out.parquet"
+        self.refused = self.folder / "refused.parquet"
+        self.reference = self.folder / "reference.sqlite"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.trajectories = self.folder / "trajectories.jsonl"
+        self.checkpoints = self.folder / "checkpoints"
+        self.scores = self.folder / "scores.jsonl"
+        self.answers = self.folder / "answers"
+        self.report = self.folder / "report.html"
+        self._done = self.folder / "stages"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; the system lets go of it when the process ends, however it ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(f"{self.folder}: another process is working in this run folder; wait for it") from None
+            yield
+
+    def summary(self, stage: str) -> dict[str, Any] | None:
+        """What a complete stage left to say about itself (counts, seconds); None while it is not complete."""
+        path = self._done / f"{stage}.json"
+        return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+    def complete(self, stage: str, summary: dict[str, Any]) -> None:
+        """Mark a stage complete: the same command skips it from now on."""
+        self._done.mkdir(parents=True, exist_ok=True)
+        write_text(self._done / f"{stage}.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+
+    def redo(self, stage: str) -> None:
+        """Forget that `stage` and the stages after it are complete, and drop what they made.
+
+        Replies and reference log-probabilities stay: they are kept by content, and were paid for.
+        """
+        made = {
+            "create": [self.pairs, self.held_out, self.refused],
+            "train": [self.metrics, self.trajectories, self.checkpoints],
+            "evaluate": [self.scores, self.answers],
+            "report": [self.report],
+        }
+        for later in STAGES[STAGES.index(stage) :]:
+            # the mark goes first: a kill in between must not leave a "complete" stage without its files
+            (self._done / f"{later}.json").unlink(missing_ok=True)
+            for path in made[later]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def read_recipe(self) -> dict[str, Any] | None:
+        """The settings the run was begun with; None in a new folder."""
+        if not self.recipe.exists():
+            return None
+        try:
+            settings = yaml.safe_load(self.recipe.read_text("utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{self.recipe}: not a readable recipe ({one_line(error)}); restore or delete it") from None
+        if not isinstance(settings, dict):
+            raise RecipeError(f"{self.recipe}: holds no settings; restore or delete it")
+        return settings
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Add one JSON line; each line is flushed, so a kill can tear the last one at most."""
+    append_lines(path, [record])
+
+
+def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Add JSON lines in one write."""
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    with open(path, "ab+") as handle:
+        # a line torn by a kill would swallow the first new one
+        if handle.seek(0, os.SEEK_END) and not _ends_line(handle):
+            text = "\n" + text
+        handle.write(text.encode("utf-8", "replace"))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; torn ones are owed again, never a crash. A missing file has none."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Replace a JSONL file as a whole."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    with written_aside(path) as aside:
+        aside.write_text(text, "utf-8", errors="replace")
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file or a folder to; it takes the place of `path` when the block succeeds."""
+    aside = path.with_name(f".{path.name}.partial")
+    _remove(aside)
+    yield aside
+    for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
+        _sync(file)
+    if path.is_dir():
+        _remove(path)
+    os.replace(aside, path)
+    _sync(path.parent)
+
+
+def one_line(error: BaseException | str) -> str:
+    """An error's text on one line, for messages."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _ends_line(handle: IO[bytes]) -> bool:
+    handle.seek(-1, os.SEEK_END)
+    return handle.read(1) == b"\n"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
