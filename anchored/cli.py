@@ -1,0 +1,198 @@
+"""The `anchored` command: reads arguments, calls the pipeline, shows what came out, turns errors into exit codes.
+
+Exit codes: 0 done; 1 our fault; 2 the user's input; 3 stopped cleanly, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from click import ClickException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from anchored.errors import AnchoredError, RecipeError
+from anchored.runs import STAGES, Run
+
+app = typer.Typer(
+    help="Align language models with contrastive revisions (CLAIR) and anchored preference optimization (APO).",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+Stage = Literal["create", "train", "evaluate", "report"]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
+Limit = Annotated[int | None, typer.Option(help="Use at most N prompts, and N questions of each benchmark.", metavar="N")]
+Redo = Annotated[Stage | None, typer.Option(help="Do STAGE and what follows again; paid replies are kept.")]
+OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")] = Path("runs/demo"),
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Another draw of prompts, samples and order.")] = None,
+) -> None:
+    """The pocket world, end to end: pairs, training, scores and a report in minutes, offline."""
+    from anchored.pocket.world import RECIPE
+
+    seeds = () if seed is None else (f"create.prompts.seed={seed}", f"train.seed={seed}", f"evaluate.seed={seed}")
+    _run(RECIPE, seeds, out)
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder [default: runs/RECIPE].")] = None,
+    until: Annotated[Stage | None, typer.Option(help="Stop after this stage.")] = None,
+    limit: Limit = None,
+    redo: Redo = None,
+) -> None:
+    """All stages, from prompts to report; the same command again goes on where the last one ended."""
+    stages = STAGES[: STAGES.index(until) + 1] if until else STAGES
+    _run(recipe, overrides or (), out or Path("runs") / recipe.stem, stages, limit, redo)
+
+
+@app.command()
+def create(recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None, redo: Redo = None) -> None:
+    """Prompts to preference pairs."""
+    _run(recipe, overrides or (), out, ("create",), limit, redo)
+
+
+@app.command()
+def train(recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None, redo: Redo = None) -> None:
+    """Pairs to checkpoints."""
+    _run(recipe, overrides or (), out, ("train",), limit, redo)
+
+
+@app.command()
+def evaluate(recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None, redo: Redo = None) -> None:
+    """Checkpoints to scores."""
+    _run(recipe, overrides or (), out, ("evaluate",), limit, redo)
+
+
+@app.command()
+def report(recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None) -> None:
+    """The run folder as one page, report.html."""
+    _run(recipe, overrides or (), out, ("report",), limit, None)
+
+
+@app.command()
+def contrast(
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, folders or Hub ids.")],
+    tokenizer: Annotated[str, typer.Option(metavar="NAME", help="whitespace, word, or a Hugging Face tokenizer.")] = "whitespace",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How far the answers of pairs differ (the paper's Table 1), over one or more data sets."""
+    from dataclasses import asdict
+
+    from anchored import contrast as measure
+    from anchored.datasets_io import read_pairs
+    from anchored.report.tables import contrast_table
+
+    measured = {source: measure.contrast(read_pairs(source).pairs, tokenizer) for source in data}
+    if as_json:
+        print(json.dumps([{"data": source, **asdict(row)} for source, row in measured.items()], indent=1))
+    else:
+        _print_table(contrast_table(measured))
+
+
+@app.command()
+def schema() -> None:
+    """JSON Schema of a recipe, for editors."""
+    from anchored import recipe as recipes
+
+    print(json.dumps(recipes.schema(), indent=1))
+
+
+def main() -> None:
+    """Entry point: whatever happens ends in an exit code and, if it is an error, one line that says what to do."""
+    # a job manager's SIGTERM is as clean an end as Ctrl-C
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    try:
+        result = app(standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except AnchoredError as error:
+        _complain(str(error))
+        return error.exit_code
+    except ClickException as error:
+        _complain(error.format_message())
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; the same command goes on from here")
+        return 3
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = f" for {error.filename}" if error.filename else ""
+            _complain(f"no space left on the disk{place}; free some, and the same command goes on from here")
+            return 2
+        traceback.print_exc()
+        return 1
+    except Exception:
+        traceback.print_exc()
+        _complain("this is a fault of anchored, not yours; the run folder is intact. Please report it with the lines above")
+        return 1
+
+
+def _complain(text: str) -> None:
+    for line in text.splitlines() or [""]:
+        _err.print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def _run(
+    path: Path,
+    overrides: Any,
+    out: Path,
+    stages: Any = STAGES,
+    limit: int | None = None,
+    redo: str | None = None,
+) -> None:
+    from anchored import recipe as recipes
+    from anchored.pipeline import Plan, execute
+    from anchored.terminal import Terminal
+
+    if limit is not None:
+        overrides = [*overrides, f"limit={limit}"]
+    plan = Plan(recipes.load(path, overrides), out, stages, redo)
+    if redo is not None and redo not in stages:
+        raise RecipeError(f"--redo {redo}: this command does {', '.join(stages)} only")
+    with Terminal(_out) as progress:
+        finished = execute(plan, progress)
+    _show(finished, stages)
+
+
+def _show(run: Run, stages: Any) -> None:
+    from anchored.report import tables
+
+    for table in tables.run_tables(run, stages):
+        _print_table(table)
+    if run.report.exists() and "report" in stages:
+        _out.print(f"\nReport: {run.report.resolve()}", highlight=False, soft_wrap=True)
+
+
+def _print_table(table: Any) -> None:
+    shown = RichTable(title=table.title, title_justify="left", title_style="bold")
+    for index, column in enumerate(table.columns):
+        shown.add_column(escape(column), justify="left" if index == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*(escape(str(cell)) for cell in row))
+    _out.print(shown)
+
+
+

@@ -1,0 +1,199 @@
+"""How far and where two answers differ: Table 1's metrics, and the word differences that the report shows.
+
+Per pair: Jaccard similarity of the token sets x 100, Levenshtein distance on characters, length ratio. Their mean over
+pairs carries the name of the tokenizer, because the choice moves Jaccard by up to 10 points. `word_differences` cuts
+two texts into spans from which both can be put together again. Nothing here decides what difference is good.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rapidfuzz.distance import Indel
+from rapidfuzz.distance import Levenshtein as _Levenshtein
+
+from anchored.errors import ModelError
+from anchored.records import Pair
+from anchored.runs import one_line
+
+Tokenize = Callable[[str], Iterable[Hashable]]
+
+NAMED_TOKENIZERS: dict[str, Tokenize] = {"whitespace": str.split, "word": re.compile(r"\w+").findall}
+"""whitespace: `str.split()`, the default; word: runs of letters, digits and underscores. Both tell case apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """How far apart the two answers of one pair are."""
+
+    jaccard: float
+    """Percent of the answers' distinct tokens that both have: 100 for equal sets, two empty ones included."""
+    levenshtein: int
+    """Characters to insert, delete or replace."""
+    length_ratio: float
+    """Characters of the chosen answer per character of the rejected one."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeanContrast:
+    """A row of Table 1: means over pairs, and the tokenizer that Jaccard was taken with."""
+
+    pairs: int
+    tokenizer: str
+    jaccard: float
+    levenshtein: float
+    length_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of text that both answers have, or only the first (removed), or only the second (added)."""
+
+    kind: Literal["kept", "removed", "added"]
+    text: str
+
+
+def contrast(pairs: Sequence[Pair], tokenizer: str = "whitespace") -> MeanContrast:
+    """The means over pairs; NaN without any."""
+    each = contrasts(pairs, tokenizer)
+    return MeanContrast(
+        pairs=len(each),
+        tokenizer=tokenizer,
+        jaccard=_mean([one.jaccard for one in each]),
+        levenshtein=_mean([one.levenshtein for one in each]),
+        length_ratio=_mean([one.length_ratio for one in each]),
+    )
+
+
+def contrasts(pairs: Sequence[Pair], tokenizer: str = "whitespace") -> list[Contrast]:
+    """One contrast per pair; `tokenizer` is whitespace, word, or a Hugging Face folder or id."""
+    tokenize = find_tokenizer(tokenizer)
+    return [
+        Contrast(
+            jaccard(pair.chosen.text, pair.rejected.text, tokenize),
+            levenshtein(pair.chosen.text, pair.rejected.text),
+            length_ratio(pair.chosen.text, pair.rejected.text),
+        )
+        for pair in pairs
+    ]
+
+
+def find_tokenizer(name: str) -> Tokenize:
+    """The tokenizer of that name: one of `NAMED_TOKENIZERS`, else the one of a Hugging Face folder or id."""
+    return NAMED_TOKENIZERS.get(name) or _hugging_face_tokenizer(name)
+
+
+def jaccard(a: str, b: str, tokenize: Tokenize = str.split) -> float:
+    """|A∩B| / |A∪B| x 100 of the two token sets."""
+    first, second = set(tokenize(a)), set(tokenize(b))
+    union = len(first | second)
+    return 100.0 * len(first & second) / union if union else 100.0
+
+
+def levenshtein(a: str, b: str) -> int:
+    """Unit-cost edit distance on characters."""
+    return _Levenshtein.distance(a, b)
+
+
+def length_ratio(a: str, b: str) -> float:
+    """Characters of `a` per character of `b`; infinite where only `b` is empty."""
+    if not b:
+        return math.inf if a else 1.0
+    return len(a) / len(b)
+
+
+def word_differences(a: str, b: str) -> list[Span]:
+    """What of `a` is kept in `b`, removed from it, or added to it, word by word.
+
+    The kept and removed texts together are `a`, the kept and added ones `b`, white space included. A word or two kept
+    amid longer changes count as changed, for else a rewritten sentence reads as confetti.
+    """
+    first, second = _WORD.findall(a), _WORD.findall(b)
+    changes = [_Change(*([""] * 3))]
+    for block in Indel.opcodes(first, second):
+        if block.tag == "equal":
+            changes += [_Change("", "", token) for token in first[block.src_start : block.src_end]]
+        else:
+            removed = "".join(first[block.src_start : block.src_end])
+            added = "".join(second[block.dest_start : block.dest_end])
+            changes.append(_Change(removed, added, ""))
+    return _spans(_readable(_joined(changes)))
+
+
+# a word with nothing around it, a character of a script without spaces, a mark, or a run of white space
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|\s+|[^\w\s]")
+_FEW_WORDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What was removed and added, and what both texts keep after it."""
+
+    removed: str
+    added: str
+    kept: str
+
+    @property
+    def size(self) -> int:
+        return max(len(self.removed), len(self.added))
+
+
+def _joined(changes: Sequence[_Change]) -> list[_Change]:
+    """Neighbours made one: every change but the first has something removed or added, every one but the last keeps."""
+    joined = [changes[0]]
+    for change in changes[1:]:
+        last = joined[-1]
+        if not change.size:
+            joined[-1] = _Change(last.removed, last.added, last.kept + change.kept)
+        elif not last.kept:
+            joined[-1] = _Change(last.removed + change.removed, last.added + change.added, change.kept)
+        else:
+            joined.append(change)
+    return joined
+
+
+def _readable(changes: Sequence[_Change]) -> list[_Change]:
+    """Little that is kept between two larger changes becomes part of them."""
+    merged = [changes[0]]
+    for change in changes[1:]:
+        last = merged[-1]
+        little = len(last.kept.split()) <= _FEW_WORDS and len(last.kept.strip()) <= min(last.size, change.size)
+        if last.size and little:
+            merged[-1] = _Change(
+                last.removed + last.kept + change.removed, last.added + last.kept + change.added, change.kept
+            )
+        else:
+            merged.append(change)
+    return merged
+
+
+def _spans(changes: Iterable[_Change]) -> list[Span]:
+    spans = []
+    for change in changes:
+        spans += [Span("removed", change.removed), Span("added", change.added), Span("kept", change.kept)]
+    return [span for span in spans if span.text]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _hugging_face_tokenizer(name: str) -> Tokenize:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises of every kind
+        close = difflib.get_close_matches(name, NAMED_TOKENIZERS, n=1, cutoff=0.5)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise ModelError(
+            f"tokenizer {name!r}: neither {' nor '.join(NAMED_TOKENIZERS)}{meant}, nor a Hugging Face folder or id with a "
+            f"tokenizer ({one_line(error)[:200]})"
+        ) from None
+    return lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

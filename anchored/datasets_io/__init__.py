@@ -1,0 +1,208 @@
+"""Reads preference data and prompts in the layouts that people have, and writes pairs in TRL's.
+
+In: a file (.jsonl, .json, .parquet, .csv, each also .gz), a folder of such files, a run folder, or a Hub id (`rows`),
+in any of the layouts of `layouts`. Out: frozen `Pair`s and `Prompt`s. A row that cannot be a pair is returned as
+refused, with its outcome and with what is wrong in which line; only a source without any usable row is an error.
+Nothing here compares, renders or scores texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from anchored.datasets_io import layouts
+from anchored.datasets_io.cells import Refused, well_formed
+from anchored.datasets_io.rows import Row, read
+from anchored.errors import DataError
+from anchored.records import Answer, Message, Outcome, Pair, Prompt, content_hash, prompt_id
+from anchored.runs import one_line, written_aside
+
+Layout = Literal["trl", "implicit", "clair32k"]
+"""trl: prompt messages, assistant-only answers; implicit: full turns; clair32k: full turns beside a string prompt."""
+
+_TEXT_COLUMNS = ("id", "prompt_id", "method", "rational", "chosen_model", "rejected_model", "outcome", "detail")
+
+
+@dataclass(frozen=True, slots=True)
+class PairRows:
+    """What a source of pairs holds."""
+
+    pairs: list[Pair]
+    refused: list[Pair]
+    """Rows that cannot be a pair, or that our own files mark as refused; `outcome` and `detail` say why."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """What was drawn from a source of prompts."""
+
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    refused: list[Pair] = field(default_factory=list)
+    """Rows without a usable prompt."""
+
+
+def read_pairs(source: str | Path, *, take: int | None = None, seed: int = 0, split: str | None = None) -> PairRows:
+    """The pairs of a source; with `take`, a uniform seeded sample of at most that many, in the data's order."""
+    pairs, refused = [], []
+    for row in read(source, split):
+        pair = _pair_or_refusal(row)
+        (pairs if pair.outcome is Outcome.OK else refused).append(pair)
+    if not pairs:
+        raise DataError(_nothing_usable(source, "pair", refused))
+    if take is not None:
+        ranks = _ranks([content_hash([pair.prompt.id, pair.chosen.text, pair.rejected.text]) for pair in pairs], seed)
+        pairs = [pairs[index] for index in sorted(ranks[:take])]
+    return PairRows(pairs, refused)
+
+
+def read_prompts(
+    source: str | Path, *, take: int | None = None, held_out: int = 0, seed: int = 0, split: str | None = None
+) -> PromptRows:
+    """The distinct prompts of a source: `held_out` of them apart, and at most `take` of the others.
+
+    Both are uniform seeded samples. They are drawn by the rank of each prompt's content, so a smaller `take` is a part
+    of a larger one, and neither the order of the rows nor a few more rows change who is drawn.
+    """
+    found: dict[str, Prompt] = {}
+    refused = []
+    for row in read(source, split, layouts.READ_FOR_PROMPTS):
+        try:
+            prompt = layouts.prompt(row.readable())
+        except Refused as reason:
+            refused.append(_refusal(row, reason))
+        else:
+            found.setdefault(prompt_id(prompt.messages), prompt)
+    if not found:
+        raise DataError(_nothing_usable(source, "prompt", refused))
+    if held_out >= len(found):
+        raise DataError(
+            f"{source}: has {len(found)} distinct prompts, so {held_out} cannot be held out; lower held_out or add more"
+        )
+    prompts = _named(found)
+    ranks = _ranks(list(found), seed)
+    kept = len(ranks) - held_out
+    drawn, apart = sorted(ranks[:kept][:take]), sorted(ranks[kept:])
+    return PromptRows([prompts[index] for index in drawn], [prompts[index] for index in apart], refused)
+
+
+def read_rows(path: Path) -> list[Pair]:
+    """Every row of a file that `write_pairs` wrote in its default layout, refused ones and their outcomes included."""
+    pairs = []
+    for row in read(path):
+        try:
+            pairs.append(layouts.own(row.readable()))
+        except (KeyError, IndexError, TypeError, ValueError, Refused):
+            raise DataError(
+                f"{path}: {row.where} was not written by anchored; other people's data is read by train.data"
+            ) from None
+    return pairs
+
+
+def write_pairs(
+    path: Path, pairs: Sequence[Pair], extra: Mapping[str, Sequence[Any]] | None = None, layout: Layout = "trl"
+) -> None:
+    """Write pairs as parquet or JSONL, by the ending of `path`; `extra` are further columns, one value per pair."""
+    if layout not in get_args(Layout):
+        raise DataError(f"layout {layout!r} is not known; choose from {', '.join(get_args(Layout))}")
+    writers = {".parquet": _write_parquet, ".jsonl": _write_jsonl}
+    if path.suffix not in writers:
+        raise DataError(f"{path}: cannot tell the format from its ending; use {' or '.join(writers)}")
+    columns = _columns(pairs, layout) | {name: list(values) for name, values in (extra or {}).items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as aside:
+            writers[path.suffix](aside, columns)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({one_line(error)}); free space or choose another folder") from None
+
+
+def _pair_or_refusal(row: Row) -> Pair:
+    try:
+        return layouts.pair(row.readable())
+    except Refused as reason:
+        return _refusal(row, reason)
+
+
+def _refusal(row: Row, reason: Refused) -> Pair:
+    prompt = Prompt((), layouts.own_id(row.columns) or content_hash(row.where)[:16])
+    return Pair(prompt, Answer(""), Answer(""), outcome=reason.outcome, detail=f"{row.where}: {reason}")
+
+
+def _nothing_usable(source: str | Path, thing: str, refused: Sequence[Pair]) -> str:
+    if not refused:
+        return f"{source}: is empty; it needs at least one {thing}"
+    counts = Counter(pair.outcome for pair in refused).most_common()
+    why = ", ".join(f"{count} {outcome}" for outcome, count in counts)
+    return f"{source}: none of its {len(refused)} rows is a {thing} ({why}); the first: {refused[0].detail}"
+
+
+def _named(found: Mapping[str, Prompt]) -> list[Prompt]:
+    """The data's own ids where they tell all prompts apart, else ids by content for all of them."""
+    prompts = list(found.values())
+    if len({prompt.id for prompt in prompts}) == len(prompts):
+        return prompts
+    return [replace(prompt, id=content) for content, prompt in found.items()]
+
+
+def _ranks(contents: Sequence[str], seed: int) -> list[int]:
+    """Indices in an order drawn from the seed and each content alone."""
+    return sorted(range(len(contents)), key=lambda index: (content_hash([seed, contents[index]]), index))
+
+
+def _columns(pairs: Sequence[Pair], layout: Layout) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {}
+    if layout == "trl":
+        columns["prompt"] = [_as_dicts(pair.prompt.messages) for pair in pairs]
+    elif layout == "clair32k":
+        columns["prompt"] = [well_formed(pair.prompt.messages[-1].content) for pair in pairs]
+    for name in ("chosen", "rejected"):
+        columns[name] = [_answer_turns(pair, getattr(pair, name), layout) for pair in pairs]
+    about = [
+        (
+            pair.prompt.id,
+            prompt_id(pair.prompt.messages),
+            pair.method,
+            pair.rational,
+            pair.chosen.model,
+            pair.rejected.model,
+            str(pair.outcome),
+            pair.detail,
+        )
+        for pair in pairs
+    ]
+    return columns | {name: [well_formed(row[place]) for row in about] for place, name in enumerate(_TEXT_COLUMNS)}
+
+
+def _answer_turns(pair: Pair, answer: Answer, layout: Layout) -> list[dict[str, str]]:
+    before = () if layout == "trl" else pair.prompt.messages
+    return _as_dicts((*before, Message("assistant", answer.text)))
+
+
+def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": well_formed(message.content)} for message in messages]
+
+
+def _write_parquet(path: Path, columns: Mapping[str, list[Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    text = pyarrow.string()
+    turns = pyarrow.list_(pyarrow.struct([("role", text), ("content", text)]))
+    strings = columns.get("prompt", [])[:1] and isinstance(columns["prompt"][0], str)
+    types = {"prompt": text if strings else turns, "chosen": turns, "rejected": turns} | dict.fromkeys(
+        _TEXT_COLUMNS, text
+    )
+    arrays = {name: pyarrow.array(values, types.get(name)) for name, values in columns.items()}
+    pyarrow.parquet.write_table(pyarrow.table(arrays), path)
+
+
+def _write_jsonl(path: Path, columns: Mapping[str, list[Any]]) -> None:
+    with open(path, "w", encoding="utf-8") as handle:
+        for values in zip(*columns.values(), strict=True):
+            handle.write(json.dumps(dict(zip(columns, values, strict=True)), ensure_ascii=False) + "\n")

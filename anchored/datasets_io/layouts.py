@@ -1,0 +1,200 @@
+"""One row, in any layout that people have, as a pair or a prompt. The layout is recognised by the row's columns:
+
+    prompt, chosen, rejected         TRL explicit prompt: messages or strings, answers as assistant turns or strings
+    chosen, rejected                 TRL implicit prompt: full turns
+    prompt (str), chosen, rejected   full turns beside a string (ultrafeedback_clair_32k, ultrafeedback_binarized)
+    instruction, completions         UltraFeedback's own: the best against the worst `overall_score`
+    prompt | instruction | question | messages      prompts alone
+
+`instruction` or `question` may stand for `prompt`, and a `system` column is a system turn. A row that would double a
+turn, lacks an answer or has the same answer twice raises `Refused` with its outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from anchored.datasets_io.cells import (
+    Refused,
+    kind,
+    malformed,
+    message,
+    missing,
+    note,
+    number,
+    records,
+    short,
+    text,
+    turns,
+    well_formed,
+)
+from anchored.records import Answer, Message, Outcome, Pair, Prompt, Role, prompt_id
+
+Columns = Mapping[str, Any]
+Turns = tuple[Message, ...]
+
+_PROMPTS = ("prompt", "instruction", "question")
+_SYSTEMS = ("system", "system_prompt")
+_IDS = ("id", "prompt_id")
+READ_FOR_PROMPTS = frozenset({*_PROMPTS, *_SYSTEMS, *_IDS, "input", "messages", "chosen"})
+"""The columns that `prompt` looks at."""
+
+
+def pair(columns: Columns) -> Pair:
+    """A row as a pair; one of our own that was refused keeps its outcome."""
+    found = _best_against_worst(columns) if "completions" in columns else _chosen_and_rejected(columns)
+    if found.outcome is Outcome.OK:
+        _check_answers(found)
+    return found
+
+
+def prompt(columns: Columns) -> Prompt:
+    """A row as a prompt; where the row holds a whole conversation, what comes before its last answer."""
+    found = _complete(_with_system(columns, _prompt_turns(columns)))
+    return Prompt(found, own_id(columns) or prompt_id(found))
+
+
+def own(columns: Columns) -> Pair:
+    """A row that `write_pairs` wrote: nothing to check, for it may be a refused one."""
+    return Pair(
+        Prompt(tuple(message(turn, "prompt") for turn in columns["prompt"]), columns["id"]),
+        Answer(columns["chosen"][0]["content"], columns["chosen_model"]),
+        Answer(columns["rejected"][0]["content"], columns["rejected_model"]),
+        method=columns["method"],
+        rational=columns["rational"],
+        outcome=Outcome(columns["outcome"]),
+        detail=columns["detail"],
+    )
+
+
+def own_id(columns: Columns) -> str:
+    """The data's own name of a row; empty if it gives none."""
+    for name in _IDS:
+        value = columns.get(name)
+        if isinstance(value, str) and value.strip():
+            return well_formed(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+    return ""
+
+
+def _chosen_and_rejected(columns: Columns) -> Pair:
+    if not {"chosen", "rejected"} <= columns.keys():
+        raise malformed(_unknown_layout(columns))
+    chosen, rejected = _conversation(columns, "chosen"), _conversation(columns, "rejected")
+    if chosen[:-1] != rejected[:-1]:
+        raise malformed("chosen and rejected answer different prompts")
+    before = _complete(chosen[:-1])
+    outcome = note(columns, "outcome")
+    return Pair(
+        Prompt(before, own_id(columns) or prompt_id(before)),
+        Answer(chosen[-1].content, note(columns, "chosen_model")),
+        Answer(rejected[-1].content, note(columns, "rejected_model")),
+        method=note(columns, "method"),
+        rational=note(columns, "rational"),
+        outcome=Outcome(outcome) if outcome in set(Outcome) else Outcome.OK,
+        detail=note(columns, "detail"),
+    )
+
+
+def _conversation(columns: Columns, name: str) -> Turns:
+    """The prompt's turns and then the answer in column `name`, however the two are spread over the columns."""
+    side = _as_turns(turns(columns[name], name), "assistant")
+    before = _prompt_cell(columns)
+    if not side:
+        raise Refused(Outcome.NO_ASSISTANT_TURN, f"{name} is an empty list")
+    if side[0].role == "assistant":
+        if before is None:
+            raise malformed(f"{name} holds an answer alone, and no column {' or '.join(_PROMPTS)} says to what")
+        side = (*_as_turns(before, "user"), *side)
+    elif isinstance(before, tuple):
+        raise Refused(Outcome.DOUBLED_TURN, f"{name} repeats turns that stand in the prompt's column already")
+    if side[-1].role != "assistant":
+        raise Refused(Outcome.NO_ASSISTANT_TURN, f"{name} ends with a {side[-1].role} turn")
+    return _with_system(columns, side)
+
+
+def _best_against_worst(columns: Columns) -> Pair:
+    """UltraFeedback's own layout: the completion with the highest `overall_score` against the one with the lowest."""
+    completions = records(columns["completions"], "completions")
+    scores = [number(completion.get("overall_score")) for completion in completions]
+    scored = sorted((score, index) for index, score in enumerate(scores) if score is not None)
+    if len(scored) < 2:
+        raise malformed(f"{len(scored)} of its {len(completions)} completions have an overall_score; a pair needs two")
+    (low, worst), (high, _) = scored[0], scored[-1]
+    if low == high:
+        raise Refused(Outcome.TIE, f"all {len(scored)} completions have the overall_score {high:g}")
+    best = scores.index(high)
+    rejected, chosen = (
+        Answer(text(completions[index].get("response"), "response"), note(completions[index], "model"))
+        for index in (worst, best)
+    )
+    return Pair(prompt(columns), chosen, rejected, method="judge-off-policy")
+
+
+def _check_answers(found: Pair) -> None:
+    for name, answer in (("chosen", found.chosen), ("rejected", found.rejected)):
+        if not answer.text.strip():
+            raise Refused(Outcome.EMPTY, f"the {name} answer is empty")
+    if found.chosen.text.strip() == found.rejected.text.strip():
+        raise Refused(Outcome.IDENTICAL, "chosen and rejected are the same text")
+
+
+def _prompt_turns(columns: Columns) -> Turns:
+    before = _prompt_cell(columns)
+    if isinstance(before, tuple):
+        return before
+    # the turns of an answer say more than a string beside them: a system turn, earlier turns
+    for name in ("chosen", "messages"):
+        said = None if missing(columns.get(name)) else turns(columns[name], name)
+        if isinstance(said, tuple) and said and said[0].role != "assistant":
+            return said[:-1] if said[-1].role == "assistant" else said
+    if before is None:
+        raise malformed(_unknown_layout(columns))
+    return _as_turns(before, "user")
+
+
+def _prompt_cell(columns: Columns) -> Turns | str | None:
+    name = next((name for name in _PROMPTS if not missing(columns.get(name))), None)
+    if name is None:
+        return None
+    before = turns(columns[name], name)
+    more = note(columns, "input") if name == "instruction" else ""
+    return f"{before}\n\n{more}" if isinstance(before, str) and more.strip() else before
+
+
+def _as_turns(cell: Turns | str, role: Role) -> Turns:
+    return (Message(role, cell),) if isinstance(cell, str) else cell
+
+
+def _with_system(columns: Columns, after: Turns) -> Turns:
+    system = next((columns[name] for name in _SYSTEMS if not missing(columns.get(name))), "")
+    if not isinstance(system, str):
+        raise malformed(f"the system column holds {kind(system)}, not text")
+    if not system.strip() or (after and after[0].role == "system"):
+        return after
+    return (Message("system", well_formed(system)), *after)
+
+
+def _complete(before: Turns) -> Turns:
+    """The turns of a prompt, which end with a user turn and have none twice."""
+    if not before or before[-1].role != "user":
+        raise malformed("the prompt does not end with a user turn")
+    if not before[-1].content.strip():
+        raise malformed("the prompt is empty")
+    for one, other in pairwise(before):
+        if one == other:
+            raise Refused(Outcome.DOUBLED_TURN, f"the {one.role} turn {short(one.content)} stands twice in a row")
+    return before
+
+
+def _unknown_layout(columns: Columns) -> str:
+    names = ", ".join(map(str, columns)) or "none"
+    if {"completion", "label"} <= columns.keys():
+        return f"an unpaired row (columns {names}); pairs need chosen and rejected"
+    return (
+        f"columns {names} are no known layout; pairs have prompt, chosen, rejected, or chosen and rejected with full "
+        f"turns, or instruction and completions; prompts have {', '.join(_PROMPTS)} or messages"
+    )

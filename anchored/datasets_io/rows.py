@@ -1,0 +1,198 @@
+"""The rows of a file, a folder or a Hub data set, one by one, each with the place where it stands.
+
+What cannot be read row by row (a line that is not JSON) is a row with an error; what cannot be read at all is a
+DataError. Nothing here knows what the columns mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from anchored.datasets_io.cells import kind, malformed
+from anchored.errors import DataError
+from anchored.runs import one_line
+
+_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
+_SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+")
+_UTF8_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a source."""
+
+    where: str
+    """For people: `train.jsonl line 3`."""
+    columns: Mapping[str, Any]
+    error: str = ""
+    """Why it could not be read."""
+
+    def readable(self) -> Mapping[str, Any]:
+        """The columns; raises Refused if the row could not be read."""
+        if self.error:
+            raise malformed(self.error)
+        return self.columns
+
+
+def read(source: str | Path, split: str | None = None, wanted: Collection[str] = ()) -> Iterator[Row]:
+    """The rows of a source; where that saves reading, only the `wanted` columns of them."""
+    path = Path(source).expanduser()
+    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+        yield from _dataset_rows(_load_dataset(str(path), split, on_disk=True), str(source), wanted)
+    elif path.exists():
+        for file in _files(path, split):
+            yield from _file_rows(file, wanted)
+    elif isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and not _format(path):
+        yield from _dataset_rows(_load_dataset(source, split), source, wanted)
+    else:
+        raise DataError(f"{source}: no such file or folder; a Hub id looks like openbmb/UltraFeedback")
+
+
+def _files(path: Path, split: str | None) -> list[Path]:
+    """The data files of a source; where a folder holds several splits, those of `split`, else of `train`."""
+    if path.is_file():
+        return [path]
+    if (path / "pairs.parquet").exists():  # a run folder
+        return [path / "pairs.parquet"]
+    by_split: dict[str, list[Path]] = {}
+    for file in sorted(path.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if _format(file) and not hidden and not file.name.startswith("dataset_info"):
+            by_split.setdefault(_split_of(file), []).append(file)
+    if not by_split:
+        raise DataError(f"{path}: holds no {', '.join(_ENDINGS)} file")
+    chosen = split or ("train" if "train" in by_split else None)
+    if chosen is None:
+        return [file for files in by_split.values() for file in files]
+    if chosen not in by_split:
+        raise DataError(f"{path}: has no split {chosen!r}; there are {', '.join(sorted(by_split))}")
+    return by_split[chosen]
+
+
+def _format(file: Path) -> str:
+    ending = file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
+    return ending if ending in _ENDINGS else ""
+
+
+def _split_of(file: Path) -> str:
+    stem = file.name.split(".")[0]
+    shard = _SHARD.match(stem)
+    return shard["split"] if shard else stem
+
+
+def _file_rows(file: Path, wanted: Collection[str]) -> Iterator[Row]:
+    form = _format(file)
+    if not form:
+        raise DataError(f"{file}: its ending is none of {', '.join(_ENDINGS)} (each also with .gz)")
+    try:
+        with closing(_opened(file)) as handle:
+            if form == ".parquet":
+                yield from _parquet_rows(handle, file.name, wanted)
+            elif form == ".csv":
+                yield from _csv_rows(handle, file.name)
+            elif form == ".json":
+                yield from _json_rows(handle, file.name)
+            else:
+                yield from _jsonl_rows(handle, file.name)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: cannot be read ({one_line(error)})") from None
+
+
+def _opened(file: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(file)) if file.suffix == ".gz" else open(file, "rb")
+
+
+def _jsonl_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
+    for number, line in enumerate(handle, 1):
+        spelt = line.removeprefix(_UTF8_MARK).strip()
+        if not spelt:
+            continue
+        where = f"{name} line {number}"
+        try:
+            value = json.loads(spelt)
+        except (ValueError, RecursionError) as error:
+            yield Row(where, {}, f"is not JSON ({one_line(error)})")
+        else:
+            yield _row(where, value)
+
+
+def _json_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
+    """A .json file is a list of objects, one object, or in truth lines of JSON."""
+    data = handle.read().removeprefix(_UTF8_MARK)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        if data.lstrip().startswith(b"["):
+            raise DataError(f"{name}: is not JSON ({one_line(error)})") from None
+        yield from _jsonl_rows(io.BytesIO(data), name)
+        return
+    for number, item in enumerate(value if isinstance(value, list) else [value], 1):
+        yield _row(f"{name} row {number}", item)
+
+
+def _row(where: str, value: Any) -> Row:
+    if isinstance(value, str):
+        return Row(where, {"prompt": value})
+    if not isinstance(value, dict):
+        return Row(where, {}, f"holds {kind(value)}, not an object with columns")
+    return Row(where, value)
+
+
+def _csv_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # answers are longer than the module's 128 KiB
+    records = csv.DictReader(io.TextIOWrapper(handle, "utf-8-sig", newline=""))
+    for number, record in enumerate(records, 1):
+        error = "has more fields than the header has names" if None in record else ""
+        yield Row(f"{name} row {number}", {} if error else record, error)
+
+
+def _parquet_rows(handle: IO[bytes], name: str, wanted: Collection[str]) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(handle)
+        number = 0
+        for batch in file.iter_batches(batch_size=1024, columns=_some(file.schema_arrow.names, wanted)):
+            for record in batch.to_pylist():
+                number += 1
+                yield Row(f"{name} row {number}", record)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{name}: is not a readable parquet file ({one_line(error)})") from None
+
+
+def _load_dataset(source: str, split: str | None, on_disk: bool = False) -> Any:
+    import datasets
+
+    try:
+        found: Any = datasets.load_from_disk(source) if on_disk else datasets.load_dataset(source)
+    except Exception as error:  # the library raises of every kind: network, access, layout
+        raise DataError(f"{source}: no such path here, and no such data set on the Hub ({one_line(error)})") from None
+    if not isinstance(found, dict):
+        return found
+    chosen = split or ("train" if "train" in found else next(iter(found)) if len(found) == 1 else None)
+    if chosen not in found:
+        problem = f"no split {split!r}" if split else "several splits"
+        raise DataError(f"{source}: has {problem}; set split to one of {', '.join(found)}")
+    return found[chosen]
+
+
+def _dataset_rows(data: Any, source: str, wanted: Collection[str]) -> Iterator[Row]:
+    columns = _some(data.column_names, wanted)
+    for number, record in enumerate(data.select_columns(columns) if columns else data, 1):
+        yield Row(f"{source} row {number}", record)
+
+
+def _some(names: Sequence[str], wanted: Collection[str]) -> list[str] | None:
+    """The wanted ones of the columns; None, for all, where there is no choice to make."""
+    return [name for name in names if name in wanted] or None

@@ -1,0 +1,1 @@
+"""Checkpoints in, scores out: every checkpoint and the starting model answer every benchmark."""

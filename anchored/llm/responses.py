@@ -1,0 +1,111 @@
+"""The reply in the JSON of a chat completion, however the endpoint dresses it. JSON in, `Reply` or `Fault` out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from anchored.llm.chat import Reply, Usage
+from anchored.llm.faults import Fault, fault_of_status
+
+# what some endpoints say for "stop" and "length"
+FINISH_REASONS = {
+    "eos": "stop",
+    "eos_token": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a model wrote, taken apart."""
+
+    answer: str
+    thinking: str = ""
+
+
+def read_reply(payload: Any, model: str, max_tokens: int, seconds: float) -> Reply | Fault:
+    """The reply in a response to a request for `max_tokens` of `model`; a fault if there is none in it."""
+    if isinstance(payload, str):  # what was not declared as JSON comes as text
+        payload = _json_or_none(payload)
+    if not isinstance(payload, dict):
+        return Fault("again", "the reply is no JSON object")
+    choices = payload.get("choices")
+    if not choices and isinstance(payload.get("error"), dict):  # some gateways send errors with status 200
+        code = payload["error"].get("code")
+        return fault_of_status(code if isinstance(code, int) and 400 <= code < 600 else 502, {}, payload)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        return Fault("again", "the reply holds no message")
+    if choice.get("finish_reason") == "error":
+        return Fault("again", "the endpoint broke off the reply")
+    content = _join_parts(message.get("content"))
+    parts = split_thinking(content.answer)
+    thinking = (message.get("reasoning_content") or message.get("reasoning"), content.thinking, parts.thinking)
+    usage = _usage(payload.get("usage"))
+    return Reply(
+        text=_valid(parts.answer),
+        finish_reason=_finish_reason(choice, message, usage, max_tokens),
+        model=str(payload.get("model") or model),
+        reasoning=_valid("\n".join(part for part in thinking if isinstance(part, str) and part)),
+        usage=usage,
+        seconds=seconds,
+        raw=payload,
+    )
+
+
+def split_thinking(content: str) -> Content:
+    """The answer and the thinking text before it: `<think>...</think>` at the start.
+
+    Thinking that was cut short has no answer. Some models' templates write the opening tag themselves, so that only
+    the closing one comes back.
+    """
+    opened = content.lstrip().startswith("<think>")
+    if not opened and ("<think>" in content or content.count("</think>") != 1):
+        return Content(content)
+    thinking, _, answer = content.partition("</think>")
+    return Content(answer.lstrip(), thinking.strip().removeprefix("<think>").strip())
+
+
+def _join_parts(content: Any) -> Content:
+    """A message's content, which may be a string, null, or a list of typed parts."""
+    if not isinstance(content, list):
+        return Content(content if isinstance(content, str) else "")
+    texts = {"text": "", "thinking": ""}
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in texts:
+            value = part.get(kind)
+            texts[kind] += value if isinstance(value, str) else _join_parts(value).answer
+    return Content(texts["text"], texts["thinking"])
+
+
+def _finish_reason(choice: dict[str, Any], message: dict[str, Any], usage: Usage, max_tokens: int) -> str:
+    if message.get("refusal") and not message.get("content"):
+        return "content_filter"
+    said = choice.get("finish_reason")
+    if not isinstance(said, str) or not said:
+        return "length" if usage.completion_tokens >= max_tokens else "stop"
+    return FINISH_REASONS.get(said, said)
+
+
+def _usage(usage: Any) -> Usage:
+    counts = usage if isinstance(usage, dict) else {}
+    prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    return Usage(prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0)
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _valid(text: str) -> str:
+    """Text that every file can hold: half of a surrogate pair, where an endpoint cut one, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")

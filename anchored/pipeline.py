@@ -1,0 +1,232 @@
+"""The order of the stages, and what each is handed: its own settings, its inputs, and the chats that answer for it.
+
+The only file that knows how the stages follow one another. A complete stage is skipped; one that was cut short goes on
+where it was. Names such as `pocket` are looked up in the tables at the top, so the pocket world takes part as any model,
+data set, server or benchmark does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from anchored import datasets_io, recipe as recipes
+from anchored.create.settings import CreateSettings
+from anchored.create.stage import CreateChats, create
+from anchored.errors import EvaluationError, RecipeError
+from anchored.evaluate.benchmark import Benchmark, Item
+from anchored.evaluate.questions import Questions
+from anchored.evaluate.stage import START, Checkpoint, evaluate
+from anchored.llm.chat import Chat
+from anchored.llm.openai_chat import OpenAIChat
+from anchored.llm.replies import ReplyStore
+from anchored.llm.settings import EndpointSettings
+from anchored.pocket import world
+from anchored.progress import Progress
+from anchored.recipe import Recipe
+from anchored.records import Pair
+from anchored.runs import STAGES, Run
+
+
+class Server(Protocol):
+    """Something that answers at a base URL while its block lasts."""
+
+    base_url: str
+
+
+MODELS: Mapping[str, Callable[[], Path]] = {"pocket": world.policy_folder}
+PROMPTS: Mapping[str, Callable[..., datasets_io.PromptRows]] = {"pocket": world.prompts}
+SERVERS: Mapping[str, Callable[[], AbstractContextManager[Server]]] = {"pocket": world.teacher}
+BENCHMARKS: Mapping[str, Callable[[], Benchmark]] = {"pocket": world.PocketBenchmark}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one command does: which stages of which recipe in which folder."""
+
+    recipe: Recipe
+    folder: Path
+    stages: Sequence[str] = STAGES
+    redo: str | None = None
+    """Do this stage and the ones after it again, also where the recipe changed."""
+
+
+def execute(plan: Plan, progress: Progress) -> Run:
+    """Run the stages that are not complete yet; the same plan again goes on where this one ended.
+
+    Raises an AnchoredError; whatever it is, the run folder stays usable.
+    """
+    run = Run(plan.folder)
+    with run.lock():
+        _begin(run, plan)
+        for stage in plan.stages:
+            if stage != "report" and run.summary(stage) is not None:
+                progress.note(f"{stage}: complete")
+                continue
+            _STAGES[stage](run, plan.recipe, progress)
+    return run
+
+
+def _begin(run: Run, plan: Plan) -> None:
+    if plan.redo is None:
+        recipes.begin(run, plan.recipe)
+        return
+    changed = recipes.changes(run, plan.recipe)
+    first = recipes.first_stage(changed) if changed else plan.redo
+    if STAGES.index(first) < STAGES.index(plan.redo):
+        keys = ", ".join(change.key for change in changed)
+        raise RecipeError(f"--redo {plan.redo}: {keys} changed, which touches {first}; use --redo {first}")
+    run.redo(plan.redo)
+    recipes.write(run, plan.recipe)
+
+
+def _create(run: Run, recipe: Recipe, progress: Progress) -> None:
+    if recipe.train.data is not None:
+        progress.note(f"create: not needed, train.data is {recipe.train.data}")
+        return
+    asyncio.run(_create_pairs(run, recipe, progress))
+
+
+async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
+    settings = recipe.create
+    prompts = _limited_prompts(_prompts(settings), recipe.limit)
+    teacher_settings = settings.teacher()
+    with ReplyStore(run.replies) as store, _served(teacher_settings) as base_url:
+        policy = store.remember(_local_chat(_model(recipe), recipe.policy.model, settings.sample.batch_size))
+        teacher_chat = OpenAIChat(teacher_settings, base_url=base_url)
+        teacher = store.remember(teacher_chat)
+        try:
+            await teacher_chat.check()
+            await create(run, settings, prompts, CreateChats(policy, teacher), progress)
+        finally:
+            await teacher.close()
+            await policy.close()
+
+
+def _train(run: Run, recipe: Recipe, progress: Progress) -> None:
+    from anchored.train.stage import train
+
+    pairs, held_out = _training_pairs(run, recipe)
+    train(run, recipe.train, _model(recipe), pairs, held_out, progress)
+
+
+def _evaluate(run: Run, recipe: Recipe, progress: Progress) -> None:
+    settings = recipe.evaluate
+    if not settings.benchmarks:
+        progress.note("evaluate: nothing to do, evaluate.benchmarks is empty")
+        return
+    if run.summary("train") is None:
+        raise EvaluationError(f"{run.folder}: training is not complete; run `anchored train` or `anchored run` first")
+    benchmarks = [_Limited(_benchmark(name), recipe.limit) for name in settings.benchmarks]
+    checkpoints = _checkpoints(run, recipe)
+    with ReplyStore(run.replies) as store:
+
+        def open_chat(checkpoint: Checkpoint) -> Chat:
+            return store.remember(_local_chat(checkpoint.folder, checkpoint.name, settings.sample.batch_size))
+
+        asyncio.run(evaluate(run, settings, benchmarks, checkpoints, open_chat, progress))
+
+
+def _report(run: Run, recipe: Recipe, progress: Progress) -> None:
+    from anchored.report.stage import report
+
+    report(run)
+
+
+_STAGES: Mapping[str, Callable[[Run, Recipe, Progress], None]] = {
+    "create": _create,
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+
+
+def _model(recipe: Recipe) -> str | Path:
+    named = MODELS.get(recipe.policy.model)
+    return named() if named else recipe.policy.model
+
+
+def _local_chat(folder: str | Path, name: str, batch_size: int) -> Chat:
+    from anchored.llm.local_chat import LocalChat
+
+    return LocalChat(folder, batch_size=batch_size, name=name)
+
+
+@contextmanager
+def _served(settings: EndpointSettings) -> Iterator[str | None]:
+    """The base URL of the server that the settings ask to start; None where the endpoint is somebody else's."""
+    if settings.serve is None:
+        yield None
+        return
+    with SERVERS[settings.serve]() as server:
+        yield server.base_url
+
+
+def _prompts(settings: CreateSettings) -> datasets_io.PromptRows:
+    source = settings.prompts
+    named = PROMPTS.get(source.data)
+    if named:
+        return named(take=source.take, held_out=source.held_out, seed=source.seed)
+    return datasets_io.read_prompts(
+        source.data, take=source.take, held_out=source.held_out, seed=source.seed, split=source.split
+    )
+
+
+def _limited_prompts(rows: datasets_io.PromptRows, limit: int | None) -> datasets_io.PromptRows:
+    return replace(rows, prompts=rows.prompts[:limit], held_out=rows.held_out[:limit])
+
+
+@dataclass(frozen=True, slots=True)
+class _TrainingPairs:
+    pairs: Sequence[Pair]
+    held_out: Sequence[Pair]
+
+    def __iter__(self) -> Iterator[Sequence[Pair]]:
+        return iter((self.pairs, self.held_out))
+
+
+def _training_pairs(run: Run, recipe: Recipe) -> _TrainingPairs:
+    settings = recipe.train
+    if settings.data is not None:
+        rows = datasets_io.read_pairs(settings.data, seed=settings.seed)
+        pairs = rows.pairs[: recipe.limit and recipe.limit + settings.held_out]
+        held_out = min(settings.held_out, len(pairs) // 10)
+        return _TrainingPairs(pairs[held_out:], pairs[:held_out])
+    if run.summary("create") is None:
+        raise RecipeError(f"{run.folder}: no pairs yet; run `anchored create` first, or set train.data to a data set")
+    held_out_rows = datasets_io.read_rows(run.held_out) if run.held_out.exists() else []
+    return _TrainingPairs(datasets_io.read_rows(run.pairs), held_out_rows)
+
+
+def _benchmark(name: str) -> Benchmark:
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]()
+    if name.endswith(".jsonl"):
+        return Questions(Path(name))
+    raise EvaluationError(
+        f"evaluate.benchmarks: {name!r} is not known; choose from {', '.join(BENCHMARKS)}, or give a path to a .jsonl of questions"
+    )
+
+
+def _checkpoints(run: Run, recipe: Recipe) -> list[Checkpoint]:
+    summary: dict[str, Any] = run.summary("train") or {}
+    trained = [Checkpoint(name, step, run.checkpoints / name) for name, step in summary["checkpoints"].items()]
+    if recipe.evaluate.checkpoints == "last":
+        trained = trained[-1:]
+    return [Checkpoint(START, 0, _model(recipe)), *trained]
+
+
+class _Limited:
+    """A benchmark of which only the first items are asked (`--limit`)."""
+
+    def __init__(self, benchmark: Benchmark, limit: int | None) -> None:
+        self.name, self.version, self.views = benchmark.name, benchmark.version, benchmark.views
+        self.grade = benchmark.grade
+        self._items = benchmark.items()[:limit]
+
+    def items(self) -> Sequence[Item]:
+        return self._items

@@ -1,0 +1,213 @@
+"""A recipe: every setting of a run, read from YAML and `key=value` overrides, checked, written, compared.
+
+In: a YAML file that states what differs from the defaults. Out: a frozen `Recipe`. Every error names the key, the value
+and the way out on one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from anchored.create.settings import CreateSettings
+from anchored.errors import RecipeError
+from anchored.evaluate.settings import EvaluateSettings
+from anchored.runs import Run, one_line, write_text
+from anchored.settings import Settings
+from anchored.train.settings import TrainSettings
+
+_MISSING = "(not there)"
+
+
+class PolicySettings(Settings):
+    """The `policy:` section: the model being aligned, which before training is also the reference."""
+
+    model: str
+    """A Hugging Face folder or Hub id with safetensors weights and a chat template; `pocket` is the pocket world's."""
+
+
+class Recipe(Settings):
+    """Everything a run depends on."""
+
+    policy: PolicySettings
+    create: CreateSettings = CreateSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    limit: int | None = Field(default=None, ge=1)
+    """Use at most so many prompts, held-out prompts and questions of a benchmark: a trial of the whole loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting that differs between a run folder's recipe and the one given now."""
+
+    key: str
+    before: Any
+    now: Any
+
+    @property
+    def section(self) -> str:
+        return self.key.split(".")[0]
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides; values are YAML (`train.epochs=4`, `create.filters=[leak]`)."""
+    try:
+        settings = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; see recipes/ for some to start from") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: not a readable YAML file: {one_line(error)}") from None
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{path}: holds no settings; a recipe needs at least `policy: {{model: FOLDER}}`")
+    for override in overrides:
+        _set(settings, override)
+    return parse(settings, where=str(path))
+
+
+def parse(settings: dict[str, Any], where: str) -> Recipe:
+    """Check plain settings; `where` stands before each error."""
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{where}: {_explain(problem)}" for problem in error.errors())) from None
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, for editors."""
+    return Recipe.model_json_schema()
+
+
+def begin(run: Run, recipe: Recipe) -> None:
+    """Write the resolved recipe with versions into a new run folder; the recipe of a begun one must be the same."""
+    changed = changes(run, recipe)
+    if changed:
+        change = changed[0]
+        more = f" (and {len(changed) - 1} more: {', '.join(c.key for c in changed[1:])})" if len(changed) > 1 else ""
+        redo = first_stage(changed)
+        raise RecipeError(
+            f"{change.key} is {change.now!r}, but the run in {run.folder} was begun with {change.before!r}{more}; give the old "
+            f"value back, choose another --out, or add --redo {redo} to do {redo} and the stages after it again (paid replies are kept)"
+        )
+    write(run, recipe)
+
+
+def write(run: Run, recipe: Recipe) -> None:
+    """Put the resolved recipe and the versions in the run folder."""
+    text = yaml.safe_dump({**recipe.model_dump(mode="json"), "versions": _versions()}, sort_keys=False, allow_unicode=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.recipe, text)
+
+
+def changes(run: Run, recipe: Recipe) -> list[Change]:
+    """Settings that differ from the run folder's recipe and change what comes out; none for a new folder."""
+    before = run.read_recipe()
+    if before is None:
+        return []
+    before.pop("versions", None)
+    old, new = dict(_leaves(before)), dict(_leaves(recipe.model_dump(mode="json")))
+    free = set(_how_only(recipe))
+    keys = [key for key in {**new, **old} if old.get(key, _MISSING) != new.get(key, _MISSING)]
+    return [Change(key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys if key not in free]
+
+
+def first_stage(changed: Sequence[Change]) -> str:
+    """The earliest stage that the changed settings touch."""
+    sections = {change.section for change in changed}
+    if sections & {"train", "evaluate"} == sections:
+        return "train" if "train" in sections else "evaluate"
+    return "create"
+
+
+def _set(settings: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{override!r}: an override is KEY=VALUE, as in train.epochs=4")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{override!r}: the value is not YAML: {one_line(error)}") from None
+    *parents, last = key.split(".")
+    section = settings
+    for parent in parents:
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
+        if not isinstance(section, dict):
+            raise RecipeError(f"{override!r}: {parent} is a value, not a section with keys")
+    section[last] = parsed
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic error as: key, value, what is wrong, what to write instead."""
+    path = tuple(part for part in problem["loc"])
+    key = ".".join(map(str, path))
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        return f"{key}: unknown key{_nearest(str(path[-1]), known)}; the keys here are {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; a recipe needs at least `policy: {{model: FOLDER}}`" if path[0] == "policy" else f"{key}: missing"
+    value = problem.get("input")
+    if problem["type"] == "literal_error":
+        known = [part.strip(" '") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
+        return f"{key}: {value!r} is not a choice{_nearest(str(value), known)}; choose from {', '.join(known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message} (got {value!r})" if not isinstance(value, dict) else f"{key}: {message}"
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _keys_at(path: Sequence[str | int]) -> list[str]:
+    """The field names of the settings model at a dotted path, as far as the path can be followed."""
+    model: type[BaseModel] = Recipe
+    for part in path:
+        field = model.model_fields.get(str(part))
+        inner = _model_of(field.annotation) if field else None
+        if inner is None:
+            break
+        model = inner
+    return list(model.model_fields)
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _how_only(settings: Settings, prefix: str = "") -> Iterator[str]:
+    yield from (f"{prefix}{name}" for name in settings.how_only)
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            yield from _how_only(value, f"{prefix}{name}.")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("anchored", "torch", "transformers", "openai"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

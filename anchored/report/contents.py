@@ -1,0 +1,131 @@
+"""What a run folder holds, as far as the run has come: recipe, summaries, rows, curves and scores."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from anchored.contrast import MeanContrast
+from anchored.datasets_io import read_rows
+from anchored.records import Outcome, Pair, Score
+from anchored.report.tables import Scoreboard, scoreboards
+from anchored.runs import Run, read_lines
+
+Group = Literal["training", "held-out", "refused"]
+
+_TOKENIZER = "whitespace"
+"""What create measures Jaccard with."""
+_NUMBERS = ("jaccard", "levenshtein", "length_ratio")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A pair, the file it stands in, and how far its answers differ (None where that was not measured)."""
+
+    pair: Pair
+    group: Group
+    jaccard: float | None = None
+    levenshtein: float | None = None
+    length_ratio: float | None = None
+
+
+class Contents:
+    """The files of a run, each read when it is first asked for."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    @cached_property
+    def recipe(self) -> Mapping[str, Any]:
+        return self.run.read_recipe() or {}
+
+    @property
+    def recipe_text(self) -> str:
+        return self.run.recipe.read_text("utf-8") if self.recipe else ""
+
+    def setting(self, key: str) -> Any:
+        """A setting by its dotted name; None where the recipe does not have it."""
+        value: Any = self.recipe
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    def summary(self, stage: str) -> Mapping[str, Any]:
+        """What a stage said of itself; empty while it is not complete."""
+        return self.run.summary(stage) or {}
+
+    @property
+    def policy(self) -> str:
+        """The policy's short name."""
+        return Path(self.setting("policy.model") or "").name
+
+    @property
+    def teacher(self) -> str | None:
+        """The stronger model that revised, judged or answered."""
+        role = {"clair": "reviser", "judge-on-policy": "judge", "stronger-preferred": "stronger"}.get(
+            self.setting("create.method")
+        )
+        return self.setting(f"create.{role}.model")
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Training pairs, held-out pairs and refused rows, each in the order of its file."""
+        files: dict[Group, Path] = {
+            "training": self.run.pairs,
+            "held-out": self.run.held_out,
+            "refused": self.run.refused,
+        }
+        return [row for group, path in files.items() if path.exists() for row in _rows(path, group)]
+
+    def accepted(self, group: Group) -> list[Row]:
+        return [row for row in self.rows if row.group == group and row.pair.outcome is Outcome.OK]
+
+    @property
+    def outcomes(self) -> Counter[Outcome]:
+        return Counter(row.pair.outcome for row in self.rows)
+
+    @cached_property
+    def contrasts(self) -> dict[str, MeanContrast]:
+        """Mean contrast of the training and of the held-out pairs, as far as there are any."""
+        means = {group: _mean_contrast(self.accepted(group)) for group in ("training", "held-out")}
+        return {group: mean for group, mean in means.items() if mean}
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_lines(self.run.metrics)
+
+    @cached_property
+    def trajectories(self) -> list[dict[str, Any]]:
+        return read_lines(self.run.trajectories)
+
+    @cached_property
+    def boards(self) -> list[Scoreboard]:
+        names = {field.name for field in fields(Score)}
+        lines = read_lines(self.run.scores)
+        return scoreboards(Score(**{name: line[name] for name in names}) for line in lines if names <= line.keys())
+
+    @property
+    def improvements(self) -> Sequence[Mapping[str, Any]]:
+        return self.summary("evaluate").get("improvement", ())
+
+
+def _rows(path: Path, group: Group) -> list[Row]:
+    import pyarrow.parquet
+
+    pairs = read_rows(path)
+    known = [name for name in _NUMBERS if name in pyarrow.parquet.read_schema(path).names]
+    numbers = pyarrow.parquet.read_table(path, columns=known).to_pylist() if known else [{}] * len(pairs)
+    return [Row(pair, group, **measured) for pair, measured in zip(pairs, numbers, strict=True)]
+
+
+def _mean_contrast(rows: Sequence[Row]) -> MeanContrast | None:
+    measured = [row for row in rows if None not in (row.jaccard, row.levenshtein, row.length_ratio)]
+    if not measured:
+        return None
+    means = {name: statistics.fmean(getattr(row, name) for row in measured) for name in _NUMBERS}
+    return MeanContrast(len(measured), _TOKENIZER, **means)

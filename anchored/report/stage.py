@@ -1,0 +1,126 @@
+"""The report stage: whatever a run folder holds so far in, one self-contained report.html out.
+
+The page carries its script, its style, Plotly and the data; its policy forbids the browser to fetch anything. Texts of
+the run reach it escaped (Jinja), or as JSON that the page shows as text. What the run has not made yet is left out,
+with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anchored.report import overview
+from anchored.report.charts import held_out_charts, histogram, score_chart, training_charts
+from anchored.report.contents import Contents
+from anchored.report.pair_rows import choices, for_page, sample
+from anchored.report.tables import contrast_table, improvement_table, signed, yield_table
+from anchored.runs import Run, write_text
+
+_HERE = Path(__file__).parent
+_FULL_TONE = 20.0
+"""Points of change at which a cell of the score table has its full colour."""
+
+
+def report(run: Run) -> Path:
+    """Write the run's report.html from the files in its folder, and return its path."""
+    write_text(run.report, _page(Contents(run)))
+    return run.report
+
+
+def _page(contents: Contents) -> str:
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    training, held_out = training_charts(contents.metrics), held_out_charts(contents.trajectories)
+    scores = {board: score_chart(board, number) for number, board in enumerate(contents.boards) if board.trained}
+    histograms = _histograms(contents)
+    charts = [*scores.values(), *histograms, *held_out, *training]
+    pairs = sample(contents.rows)
+    data = {
+        "charts": [{"id": chart.id, "data": chart.data, "layout": chart.layout} for chart in charts],
+        "rows": [for_page(row) for row in pairs.rows],
+    }
+    scripts = [*([get_plotlyjs()] if charts else []), (_HERE / "page.js").read_text("utf-8")]
+    improvements = contents.improvements
+    return _template().render(
+        title=contents.run.folder.resolve().name,
+        lede=overview.lede(contents),
+        tiles=overview.tiles(contents),
+        facts=overview.facts(contents),
+        gaps=overview.gaps(contents),
+        recipe=contents.recipe_text,
+        boards=contents.boards,
+        score_charts=scores,
+        improvement=improvement_table(row for row in improvements if row["category"] is None),
+        improvement_by_category=improvement_table(row for row in improvements if row["category"] is not None),
+        yields=yield_table(contents.outcomes),
+        contrast=contrast_table(contents.contrasts),
+        histograms=histograms,
+        pairs=pairs,
+        choices=choices(pairs.rows),
+        training=training,
+        held_out=held_out,
+        data=Markup(_json_for_script(data)),
+        style=Markup((_HERE / "page.css").read_text("utf-8")),
+        scripts=[Markup(script) for script in scripts],
+        content_policy=_content_policy(scripts),
+    )
+
+
+def _template() -> Any:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(_HERE)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {"signed": signed, "tone": _tone}
+    return environment.get_template("page.html")
+
+
+def _histograms(contents: Contents) -> list[Any]:
+    rows = contents.accepted("training")
+    jaccards = [row.jaccard for row in rows if row.jaccard is not None]
+    distances = [row.levenshtein for row in rows if row.levenshtein is not None]
+    charts = [
+        histogram("jaccard", "Jaccard similarity", "tokens in common, percent", jaccards, bounds=(0, 100)),
+        histogram("levenshtein", "Levenshtein distance", "characters to edit", distances),
+    ]
+    return [chart for chart in charts if chart]
+
+
+def _tone(change: float | None) -> int:
+    return min(100, round(100 * abs(change or 0) / _FULL_TONE))
+
+
+def _json_for_script(value: Any) -> str:
+    """JSON that can stand in a script element: no character of it can end the element or the line."""
+    text = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for what JSON has no number for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value
+
+
+def _content_policy(scripts: Sequence[str]) -> str:
+    """What the browser may do: run these very scripts, and load nothing at all."""
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    # Plotly sets styles as it draws; data: and blob: are pictures that are made in the page
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )

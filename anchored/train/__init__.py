@@ -1,0 +1,1 @@
+"""Pairs to checkpoints: reference log-probabilities, the training loop, checkpoints, metrics."""

@@ -1,0 +1,37 @@
+"""The optimizer, and the learning rate as a function of the step: there is no scheduler whose state must be kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from anchored.train.settings import OptimizerSettings
+
+
+def build_optimizer(parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """PyTorch's own, with its own defaults for all that is no setting."""
+    kind = torch.optim.RMSprop if settings.name == "rmsprop" else torch.optim.AdamW
+    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """The rate of the step that follows `step` finished ones, of `steps` in all."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / (settings.warmup_steps + 1)
+    left = (steps - step) / (steps - settings.warmup_steps)
+    if settings.schedule == "linear":
+        return settings.lr * left
+    if settings.schedule == "cosine":
+        return settings.lr * 0.5 * (1 - math.cos(math.pi * left))
+    return settings.lr
+
+
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | None) -> torch.Tensor:
+    """Scale the gradients down to `max_norm` if they exceed it; returns their norm before, still on the device."""
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in with_gradient])
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(with_gradient, max_norm, norm)
+    return norm

@@ -1,0 +1,130 @@
+"""The reference's log-probabilities: computed once, kept by content, found again in any order, subset or objective.
+
+In: the policy before its first step, and examples. Out: one value per answer, kept in `reference.sqlite`. Its key is
+the model's fingerprint, the precision of the forward pass and the token ids of prompt and answer, so the file holds for
+other runs too. Values are stored batch by batch: a killed pass goes on where it was, with the same values.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from anchored.errors import DataError, TrainError
+from anchored.progress import Progress
+from anchored.runs import one_line
+from anchored.train.examples import Example
+from anchored.train.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The reference's log-probability of every answer, by the answer's key."""
+
+    logps: Mapping[bytes, float]
+    computed: int
+    """Answers whose value was not in the file."""
+
+
+def reference_logps(
+    policy: Policy, examples: Sequence[Example], path: Path, tokens_per_batch: int, progress: Progress
+) -> Reference:
+    """What `policy`, not yet trained, gives each answer; only what `path` does not hold is computed."""
+    with _open(path, f"{policy.fingerprint} {policy.precision}") as store:
+        logps = store.get({key for example in examples for key in example.keys})
+        found_before = len(logps)
+        missing = _missing(examples, logps.keys())
+        progress.start("reference", total=len(missing))
+        for batch in _batches(missing, tokens_per_batch):
+            values = _compute(policy, batch)
+            new = {key: value for key, value in values.items() if key not in logps}
+            store.put(new)
+            logps.update(new)
+            progress.advance("reference", len(batch))
+        progress.finish("reference")
+    return Reference(logps, computed=len(logps) - found_before)
+
+
+def _missing(examples: Sequence[Example], known: Iterable[bytes]) -> list[Example]:
+    """The examples to compute, longest first: each brings an answer that neither `known` nor those before it hold."""
+    covered = set(known)
+    missing = []
+    for example in sorted(examples, key=lambda example: -example.tree.size):
+        if not covered.issuperset(example.keys):
+            covered.update(example.keys)
+            missing.append(example)
+    return missing
+
+
+def _batches(examples: Sequence[Example], tokens_per_batch: int) -> Iterator[list[Example]]:
+    """Consecutive examples that fill the budget.
+
+    Not the better packing of `batches.pack`: what is missing after a kill is a tail of this sequence and falls into the
+    same batches, so that every value is the undisturbed run's to the last bit.
+    """
+    batch: list[Example] = []
+    tokens = 0
+    for example in examples:
+        if batch and tokens + example.tree.size > tokens_per_batch:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(example)
+        tokens += example.tree.size
+    if batch:
+        yield batch
+
+
+def _compute(policy: Policy, batch: Sequence[Example]) -> dict[bytes, float]:
+    with torch.no_grad():
+        rows = policy.logps([example.tree for example in batch]).tolist()
+    values = {
+        key: value
+        for example, row in zip(batch, rows, strict=True)
+        for key, value in zip(example.keys, row, strict=True)
+    }
+    bad = next((value for value in values.values() if not math.isfinite(value)), None)
+    if bad is not None:
+        raise TrainError(
+            f"the starting model gives an answer the log-probability {bad} in {policy.precision}; "
+            "set train.precision to float32, and if it is that already, the model's weights are broken"
+        )
+    return values
+
+
+class _Store:
+    """One model's values in a SQLite file."""
+
+    def __init__(self, database: sqlite3.Connection, model: str) -> None:
+        self._database = database
+        self._model = model
+
+    def get(self, answers: Iterable[bytes]) -> dict[bytes, float]:
+        query = "SELECT logp FROM logps WHERE model = ? AND answer = ?"
+        rows = ((answer, self._database.execute(query, (self._model, answer)).fetchone()) for answer in answers)
+        return {answer: row[0] for answer, row in rows if row is not None}
+
+    def put(self, values: Mapping[bytes, float]) -> None:
+        """Keep values, all or none."""
+        with self._database:
+            rows = [(self._model, answer, logp) for answer, logp in values.items()]
+            self._database.executemany("INSERT INTO logps VALUES (?, ?, ?)", rows)
+
+
+@contextmanager
+def _open(path: Path, model: str) -> Iterator[_Store]:
+    columns = "model TEXT NOT NULL, answer BLOB NOT NULL, logp REAL NOT NULL, PRIMARY KEY (model, answer)"
+    try:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute(f"CREATE TABLE IF NOT EXISTS logps ({columns}) WITHOUT ROWID")
+            yield _Store(database, model)
+    except sqlite3.Error as error:
+        raise DataError(
+            f"{path}: cannot be used as the store of reference logps ({one_line(error)}); "
+            "free disk space, or delete the file to compute them again"
+        ) from None

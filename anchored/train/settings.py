@@ -1,0 +1,71 @@
+"""The knobs of training, with the paper's values as defaults."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from anchored.objectives import ObjectiveName
+from anchored.settings import Settings
+
+
+class ObjectiveSettings(Settings):
+    """What is minimised."""
+
+    name: ObjectiveName = "apo-zero"
+    """`apo-zero` for winners better than the policy's own answers, `apo-down` for worse; `sft` learns winners alone."""
+    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    """Scale of the rewards, beta x (policy logp - reference logp); short answers want more (1 to 2)."""
+
+
+class OptimizerSettings(Settings):
+    """How the weights follow the gradient. State and weights are kept in float32 whatever the model's own precision."""
+
+    name: Literal["rmsprop", "adamw"] = "rmsprop"
+    """PyTorch's RMSprop (alpha 0.99) or AdamW (betas 0.9 and 0.999)."""
+    lr: float = Field(default=2e-7, gt=0, allow_inf_nan=False)
+    """Learning rate at its highest; small models want far more (1e-5 to 1e-4)."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate goes on after the warm-up: to 0 at the end of the last epoch, or not at all."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the rate first rises."""
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """AdamW's decoupled decay; with RMSprop an L2 penalty."""
+    max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Scale gradients down to this norm when they exceed it; null leaves them as they are."""
+
+
+class TrainSettings(Settings):
+    """The `train:` section."""
+
+    data: str | None = None
+    """Train on this data set of pairs (a file, a folder or a Hub id) instead of the pairs that `create` makes."""
+    held_out: int = Field(default=100, ge=0)
+    """Pairs of `data` set apart for trajectories, at most a tenth; created pairs have `create.prompts.held_out`."""
+    objective: ObjectiveSettings = ObjectiveSettings()
+    """The loss."""
+    epochs: int = Field(default=18, ge=1)
+    """Passes over the pairs; a checkpoint follows each."""
+    pairs_per_step: int = Field(default=16, ge=1)
+    """Pairs per optimizer step. The last step of an epoch holds the rest, and each of its pairs weighs 1/rest."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """The optimizer and its schedule."""
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    """A longer prompt keeps its end."""
+    max_answer_tokens: int = Field(default=512, ge=1)
+    """A longer answer keeps its start; the end-of-turn token counts."""
+    seed: int = 0
+    """Of the pairs' order, which depends on this and the epoch alone."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward and backward pass; auto: bfloat16 on a GPU for a model saved in 16 bits, else float32."""
+    tokens_per_batch: int = Field(default=8192, ge=1)
+    """Tokens that go through the model at once: lower it when memory runs out; the steps stay the same."""
+    save_every_steps: int | None = Field(default=None, ge=1)
+    """Also keep what resuming needs every so many steps; null: at the end of each epoch only."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto: a GPU if there is one."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; null is PyTorch's choice (one per core), 1 is better on a busy machine."""
+
+    how_only: ClassVar[frozenset[str]] = frozenset({"tokens_per_batch", "save_every_steps", "device", "threads"})

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from anchored import recipe as recipes
+from anchored.errors import RecipeError
+from anchored.runs import Run
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+LEAST = {"policy": {"model": "some/folder"}}
+
+
+def write(path: Path, settings: object) -> Path:
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_is_valid_and_starts_with_its_command(path: Path) -> None:
+    recipes.load(path)
+    head = "".join(path.read_text().splitlines()[:2])
+    assert re.search(rf"#.*anchored run recipes/{path.name}", head)
+
+
+def test_only_the_policy_has_no_default(tmp_path: Path) -> None:
+    recipe = recipes.load(write(tmp_path / "least.yaml", LEAST))
+    assert recipe.train.objective.name == "apo-zero"
+    assert (recipe.train.objective.beta, recipe.train.epochs, recipe.train.pairs_per_step) == (0.1, 18, 16)
+    assert (recipe.train.optimizer.name, recipe.train.optimizer.lr) == ("rmsprop", 2e-7)
+    with pytest.raises(RecipeError, match="policy: missing"):
+        recipes.load(write(tmp_path / "empty.yaml", {"train": {}}))
+
+
+def test_overrides_are_yaml_at_a_dotted_key(tmp_path: Path) -> None:
+    path = write(tmp_path / "least.yaml", LEAST)
+    recipe = recipes.load(path, ["train.epochs=4", "train.optimizer.lr=1e-4", "create.filters=[leak]", "train.data=null"])
+    assert (recipe.train.epochs, recipe.train.optimizer.lr, recipe.train.data) == (4, 1e-4, None)
+    assert len(recipe.create.filters or ()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.epoch=4", "train.epoch: unknown key; did you mean 'epochs'?"),
+        ("train.objective.nam=dpo", "train.objective.nam: unknown key; did you mean 'name'?"),
+        ("train.objective.name=apo-zeroo", "train.objective.name: 'apo-zeroo' is not a choice; did you mean 'apo-zero'?"),
+        ("train.objective.beta=-1", "train.objective.beta: Input should be greater than 0 (got -1)"),
+        ("train.epochs=many", "train.epochs:"),
+        ("trains.epochs=4", "trains: unknown key; did you mean 'train'?"),
+        ("train.epochs", "an override is KEY=VALUE"),
+        ("policy.model.name=x", "model is a value, not a section"),
+        ("train.epochs=[", "the value is not YAML"),
+        ("create.method=clare", "did you mean 'clair'?"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_the_way_out_on_one_line(tmp_path: Path, override: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(write(tmp_path / "least.yaml", LEAST), [override])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["policy: [", "- 1", "", "\x00"])
+def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"odd\.yaml"):
+        recipes.load(path)
+    with pytest.raises(RecipeError, match="no such recipe"):
+        recipes.load(tmp_path / "gone.yaml")
+
+
+def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
+    path, run = write(tmp_path / "least.yaml", LEAST), Run(tmp_path / "run")
+    recipes.begin(run, recipes.load(path))
+    recipes.begin(run, recipes.load(path))
+    with pytest.raises(RecipeError, match=r"train\.objective\.beta is 0\.5, .* begun with 0\.1.*--redo train"):
+        recipes.begin(run, recipes.load(path, ["train.objective.beta=0.5"]))
+    with pytest.raises(RecipeError, match=r"create\.prompts\.take.*--redo create"):
+        recipes.begin(run, recipes.load(path, ["create.prompts.take=7", "train.epochs=3"]))
+
+
+def test_how_a_run_is_done_may_change(tmp_path: Path) -> None:
+    path, run = write(tmp_path / "least.yaml", LEAST), Run(tmp_path / "run")
+    recipes.begin(run, recipes.load(path))
+    recipes.begin(run, recipes.load(path, ["train.tokens_per_batch=100", "create.reviser.concurrency=3"]))
+    assert run.read_recipe()["train"]["tokens_per_batch"] == 100  # type: ignore[index]
+
+
+def test_the_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    recipe = recipes.load(RECIPES[0])
+    recipes.begin(run, recipe)
+    resolved = run.read_recipe()
+    assert resolved is not None
+    assert set(resolved.pop("versions")) >= {"anchored", "torch", "transformers"}
+    assert recipes.parse(resolved, "resolved") == recipe
+
+
+def test_the_schema_knows_every_section() -> None:
+    assert set(json.loads(json.dumps(recipes.schema()))["properties"]) == {"policy", "create", "train", "evaluate", "limit"}

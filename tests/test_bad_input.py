@@ -1,0 +1,146 @@
+"""What users get wrong, and what breaks under them: one line that names it and the way out, exit code 2, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import POCKET, Finished, anchored
+
+from anchored.pocket.world import policy_folder
+from anchored.runs import Run
+
+TINY = ("create.prompts.take=6", "create.prompts.held_out=2", "train.epochs=1")
+
+
+def assert_one_line(done: Finished, *says: str) -> None:
+    assert done.code == 2, (done.out, done.err)
+    lines = done.err.strip().splitlines()
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith("error: ")
+    for part in says:
+        assert part in lines[0]
+
+
+def test_an_unknown_key(tmp_path: Path) -> None:
+    done = anchored("run", POCKET, "train.epoch=3", "--out", tmp_path / "run")
+    assert_one_line(done, "train.epoch: unknown key", "did you mean 'epochs'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_objective_name(tmp_path: Path) -> None:
+    done = anchored("run", POCKET, "train.objective.name=apo_zero", "--out", tmp_path / "run")
+    assert_one_line(done, "'apo_zero'", "did you mean 'apo-zero'")
+
+
+def test_a_missing_model_folder(tmp_path: Path) -> None:
+    done = anchored("run", POCKET, *TINY, f"policy.model={tmp_path}/gone", "--out", tmp_path / "run")
+    assert_one_line(done, f"{tmp_path}/gone")
+
+
+def test_a_model_without_a_chat_template(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(policy_folder(), model)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    config = model / "tokenizer_config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "chat_template"}))
+    done = anchored("run", POCKET, *TINY, f"policy.model={model}", "--out", tmp_path / "run")
+    assert_one_line(done, "chat template", str(model))
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "[]"])
+def test_an_empty_data_set(tmp_path: Path, text: str) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(text)
+    assert_one_line(anchored("contrast", data), str(data))
+    assert_one_line(anchored("run", POCKET, f"train.data={data}", "--out", tmp_path / "run"), str(data))
+
+
+def test_pairs_with_equal_answers(tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    equal = {"prompt": "Add 1 and 1.", "chosen": "It is 2.", "rejected": "It is 2."}
+    data.write_text(json.dumps(equal) + "\n")
+    assert_one_line(anchored("run", POCKET, f"train.data={data}", "--out", tmp_path / "run"), str(data), "identical")
+    data.write_text(json.dumps(equal) + "\n" + json.dumps({**equal, "rejected": "It is 3."}) + "\n")
+    done = anchored("run", POCKET, f"train.data={data}", "train.epochs=1", "--until", "train", "--out", tmp_path / "run2")
+    assert done.code == 0, done.err
+    assert "1 identical" in done.out
+
+
+def test_an_endpoint_that_is_down(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: nothing else can take the port
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        settings = (*TINY, "create.reviser.serve=null", f"create.reviser.base_url={url}")
+        done = anchored("run", POCKET, *settings, "--out", tmp_path / "run")
+    assert_one_line(done, url)
+
+
+def test_a_missing_key(tmp_path: Path) -> None:
+    settings = (*TINY, "create.reviser.serve=null", "create.reviser.key_env=ANCHORED_TEST_KEY_THAT_IS_NOT_SET")
+    done = anchored("run", POCKET, *settings, "--out", tmp_path / "run")
+    assert_one_line(done, "ANCHORED_TEST_KEY_THAT_IS_NOT_SET")
+
+
+def test_a_corrupt_store_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    run.replies.write_bytes(b"not a database, but a long enough text" * 100)
+    before = run.replies.read_bytes()
+    done = anchored("run", POCKET, *TINY, "--out", run.folder)
+    assert_one_line(done, str(run.replies))
+    assert run.replies.read_bytes() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"needs the right to mount a small file system: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
+    run = Run(small_disk / "run")
+    filler = small_disk / "filler"
+    filler.write_bytes(os.urandom(1_000_000))
+    # the pairs fit, the checkpoints do not
+    done = anchored("run", POCKET, *TINY, "--limit", "6", "--out", run.folder)
+    assert_one_line(done, "space")
+    assert run.summary("create") is not None
+    filler.unlink()
+    again = anchored("run", POCKET, *TINY, "--limit", "6", "--out", run.folder, "--until", "create")
+    assert again.code == 0, again.err
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    assert_one_line(anchored("run", tmp_path / "gone.yaml"), "gone.yaml", "no such recipe")
+
+
+def test_an_unknown_command_and_an_unknown_option() -> None:
+    assert_one_line(anchored("trian"), "trian")
+    assert_one_line(anchored("run", POCKET, "--untl", "train"), "--untl")
+
+
+def test_training_before_there_are_pairs(tmp_path: Path) -> None:
+    assert_one_line(anchored("train", POCKET, "--out", tmp_path / "run"), "no pairs yet", "anchored create")
+
+
+def test_a_benchmark_that_is_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"policy": {"model": "pocket"}, "evaluate": {"benchmarks": ["poket"]}}))
+    done = anchored("run", path, "--out", tmp_path / "run")
+    assert_one_line(done, "'poket'")
