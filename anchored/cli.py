@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import sys
 import traceback
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from click import ClickException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -28,8 +28,12 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-_out = Console()
+# a log file has no width of its own
+_out = Console(width=None if sys.stdout.isatty() else 120)
 _err = Console(stderr=True)
+
+# typer's click errors: some releases of typer bring a click of their own, so the class is found through typer
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 Stage = Literal["create", "train", "evaluate", "report"]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
@@ -99,14 +103,18 @@ def contrast(
     from dataclasses import asdict
 
     from anchored import contrast as measure
-    from anchored.datasets_io import read_pairs
+    from anchored.datasets_io import describe_refused, read_pairs
     from anchored.report.tables import contrast_table
 
-    measured = {source: measure.contrast(read_pairs(source).pairs, tokenizer) for source in data}
+    rows = {source: read_pairs(source) for source in data}
+    measured = {source: measure.contrast(found.pairs, tokenizer) for source, found in rows.items()}
     if as_json:
         print(json.dumps([{"data": source, **asdict(row)} for source, row in measured.items()], indent=1))
     else:
         _print_table(contrast_table(measured))
+        for source, found in rows.items():
+            if found.refused:
+                _out.print(escape(describe_refused(source, found)), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -119,6 +127,9 @@ def schema() -> None:
 
 def main() -> None:
     """Entry point: whatever happens ends in an exit code and, if it is an error, one line that says what to do."""
+    # the same sums in the same order on any number of threads, so that a resumed run draws the same samples; MKL reads
+    # this when torch is imported
+    os.environ.setdefault("MKL_CBWR", "AUTO")
     # a job manager's SIGTERM is as clean an end as Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(_exit_code())
@@ -131,8 +142,10 @@ def _exit_code() -> int:
     except AnchoredError as error:
         _complain(str(error))
         return error.exit_code
-    except ClickException as error:
-        _complain(error.format_message())
+    except _UsageError as error:
+        if not str(error):  # no arguments at all: the help was shown
+            return 0
+        _complain(f"{error}; see anchored --help")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; the same command goes on from here")

@@ -63,6 +63,7 @@ def execute(plan: Plan, progress: Progress) -> Run:
     run = Run(plan.folder)
     with run.lock():
         _begin(run, plan)
+        _check(run, plan)
         for stage in plan.stages:
             if stage != "report" and run.summary(stage) is not None:
                 progress.note(f"{stage}: complete")
@@ -82,6 +83,18 @@ def _begin(run: Run, plan: Plan) -> None:
         raise RecipeError(f"--redo {plan.redo}: {keys} changed, which touches {first}; use --redo {first}")
     run.redo(plan.redo)
     recipes.write(run, plan.recipe)
+
+
+def _check(run: Run, plan: Plan) -> None:
+    """What would fail late fails now: hours of sampling should not end at a misspelt benchmark."""
+    due = {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
+    if due:
+        from anchored.llm.model_folder import load_tokenizer
+
+        load_tokenizer(_model(plan.recipe))
+    if "evaluate" in due:
+        for name in plan.recipe.evaluate.benchmarks:
+            _benchmark(name)
 
 
 def _create(run: Run, recipe: Recipe, progress: Progress) -> None:
@@ -110,7 +123,7 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
 def _train(run: Run, recipe: Recipe, progress: Progress) -> None:
     from anchored.train.stage import train
 
-    pairs, held_out = _training_pairs(run, recipe)
+    pairs, held_out = _training_pairs(run, recipe, progress)
     train(run, recipe.train, _model(recipe), pairs, held_out, progress)
 
 
@@ -189,10 +202,12 @@ class _TrainingPairs:
         return iter((self.pairs, self.held_out))
 
 
-def _training_pairs(run: Run, recipe: Recipe) -> _TrainingPairs:
+def _training_pairs(run: Run, recipe: Recipe, progress: Progress) -> _TrainingPairs:
     settings = recipe.train
     if settings.data is not None:
-        rows = datasets_io.read_pairs(settings.data, seed=settings.seed)
+        rows = datasets_io.read_pairs(settings.data)
+        if rows.refused:
+            progress.note(datasets_io.describe_refused(settings.data, rows))
         pairs = rows.pairs[: recipe.limit and recipe.limit + settings.held_out]
         held_out = min(settings.held_out, len(pairs) // 10)
         return _TrainingPairs(pairs[held_out:], pairs[:held_out])

@@ -16,7 +16,8 @@ def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
     if not sizes:
         return []
     room = max(budget, *sizes)
-    rows = -(-sum(sizes) // room)
+    # too few rows never fit: all tokens need room, and no two trees of more than half a row share one
+    rows = max(-(-sum(sizes) // room), sum(2 * size > room for size in sizes))
     while True:
         packed = _spread(sizes, rows)
         if all(sum(sizes[index] for index in row) <= room for row in packed):

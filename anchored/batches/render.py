@@ -1,12 +1,12 @@
-"""Rendering: pairs to token ids through the model's chat template, such that what is scored is what generation produces.
+"""Rendering: pairs to token ids through the model's chat template; what is scored is what generation produces.
 
 In: pairs of text and the model's tokenizer. Out: the prompt's ids and each answer's. No model runs here.
 
-1. The prompt is the template's generation prompt (`add_generation_prompt=True`). The template writes all special tokens,
-   a BOS among them; the tokenizer adds none.
-2. The answer is what the template appends for it, up to its end-of-turn token: the first added token after the answer's
-   text. What follows (a newline, an end of document) is not scored. A template that writes no such token gets the
-   tokenizer's EOS. Where the template trims the answer's text, so is the scored answer.
+1. The prompt is the template's generation prompt (`add_generation_prompt=True`). The template writes all special
+   tokens, a BOS among them; the tokenizer adds none.
+2. The answer is what the template appends for it, up to its end-of-turn token: the first added token after the
+   answer's text. What follows (a newline, an end of document) is not scored. A template that writes no such token gets
+   the tokenizer's EOS. Where the template trims the answer's text, so is the scored answer.
 3. The answer's ids are those that follow the prompt's ids in the whole conversation. Where the tokenizer would merge
    across that border, the answer is tokenized by itself: generation starts from the prompt's ids too.
 4. A template that opens a finished answer with an empty thinking block is rendered with `enable_thinking=False`, which
@@ -84,22 +84,26 @@ class Renderer:
                 self._answer_ids(prompt_ids, whole, answer)
                 for whole, answer in zip(wholes[2 * index : 2 * index + 2], conversation.answers, strict=True)
             )
-            rendered.append(RenderedPair(pair.prompt.id, tuple(prompt_ids[-self._max_prompt_tokens :]), chosen, rejected))
+            rendered.append(
+                RenderedPair(pair.prompt.id, tuple(prompt_ids[-self._max_prompt_tokens :]), chosen, rejected)
+            )
         return rendered
 
     def _conversation(self, pair: Pair) -> _Conversation:
         for options in _THINKING_OPTIONS:
             prompt = self._apply(pair, pair.prompt.messages, options, add_generation_prompt=True)
-            chosen, rejected = (self._answer_text(pair, answer, prompt, options) for answer in (pair.chosen, pair.rejected))
+            chosen, rejected = (
+                self._answer_text(pair, answer, prompt, options) for answer in (pair.chosen, pair.rejected)
+            )
             if chosen is not None and rejected is not None:
                 return _Conversation(prompt, (chosen, rejected))
         raise ModelError(
-            f"pair {pair.prompt.id!r}: the chat template does not put the answers, as they are, after its generation prompt; "
+            f"pair {pair.prompt.id!r}: the chat template does not put the answers' text after its generation prompt; "
             "give the model a template that does, or leave the pair out"
         )
 
     def _answer_text(self, pair: Pair, answer: Answer, prompt: str, options: dict[str, Any]) -> str | None:
-        """What the template appends to the prompt for this answer, its end of turn included; None if it is not there."""
+        """What the template appends to the prompt for this answer, with its end of turn; None if it is not there."""
         turn = Message("assistant", answer.text)
         whole = self._apply(pair, (*pair.prompt.messages, turn), options, add_generation_prompt=False)
         appended = whole.removeprefix(prompt)
@@ -111,7 +115,9 @@ class Renderer:
         if end:
             return appended[: end.end()]
         if self._tokenizer.eos_token is None:
-            raise ModelError("the chat template writes no end-of-turn token and the tokenizer has no EOS token; set one")
+            raise ModelError(
+                "the chat template writes no end-of-turn token and the tokenizer has no EOS token; set one"
+            )
         return appended[: start + len(text)] + str(self._tokenizer.eos_token)
 
     def _apply(
@@ -127,7 +133,7 @@ class Renderer:
                 f"pair {pair.prompt.id!r}: the chat template refuses the conversation: {one_line(error)}; "
                 "leave the pair out, or use a model whose template takes it"
             ) from None
-        return str(text)
+        return _encodable(pair, str(text))
 
     def _answer_ids(self, prompt_ids: list[int], whole_ids: list[int], answer: str) -> tuple[int, ...]:
         if whole_ids[: len(prompt_ids)] == prompt_ids:
@@ -137,4 +143,16 @@ class Renderer:
         return tuple(ids[: self._max_answer_tokens])
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]  # type: ignore[return-value]
+        if not texts:
+            return []
+        encoded = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return encoded["input_ids"]  # type: ignore[return-value]
+
+
+def _encodable(pair: Pair, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = text[max(0, error.start - 20) : error.end + 20]
+        raise ModelError(f"pair {pair.prompt.id!r}: half a surrogate pair in {where!r}; mend or remove it") from None
+    return text

@@ -52,8 +52,10 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Neighbouring queries of a row, and their keys: `before` (the trunk of a later branch, or nothing), then themselves
-    up to the query. A tree's first segment is its trunk with its first branch."""
+    """Neighbouring queries of a row and their keys: `before`, then themselves up to each query.
+
+    A tree's first segment is its trunk with its first branch; before every other branch comes the trunk.
+    """
 
     start: int
     stop: int

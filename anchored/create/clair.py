@@ -1,65 +1,83 @@
-"""The reviser's reply, taken apart: its reasoning, and the revision after the header that its prompt asks for.
+"""clair: the teacher minimally revises the policy's answer; its reply holds its reasoning, a header, and the revision.
 
-In: the text of a whole reply, and the answer that was to be revised. Out: a `Revision`, or the `Problem` that ends the
-row. Only lines that begin with the header count: in prose its name is no header. What is cut off around the answer is
-what models add and students did not write: a closing tag, a rule, a fence or quotes around the whole.
+`parse` takes a whole reply apart. Only lines that begin with the header count: in prose its name is no header. What is
+cut off around the revision is what models add and students did not write: a closing tag, a rule, a fence or quotes
+around the whole.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from anchored.create.replies import Problem, is_refusal
-from anchored.records import Outcome
+from anchored.create.desk import Desk
+from anchored.create.replies import Problem, beginning, is_refusal
+from anchored.llm.prompt_files import as_text
+from anchored.records import Outcome, Pair, Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """A revised answer and why it was revised so."""
+    """A revised answer, and why it was revised so."""
 
     text: str
     rational: str
 
 
+async def clair(prompt: Prompt, desk: Desk) -> Pair:
+    """Eq. 1: y_l sampled from the policy, y_w = Reviser(x, y_l)."""
+    rejected = await desk.sample(prompt)
+    if isinstance(rejected, Problem):
+        return desk.refused(prompt, rejected)
+    task = as_text(prompt)
+    reply = await desk.teach(prompt=task, answer=rejected.text)
+    if isinstance(reply, Problem):
+        return desk.refused(prompt, reply, rejected)
+    revision = parse(reply.text, rejected.text, task)
+    if isinstance(revision, Problem):
+        return desk.refused(prompt, revision, rejected, reply.model)
+    return desk.pair(prompt, replace(reply, text=revision.text), rejected, revision.rational)
+
+
 def parse(reply: str, rejected: str, task: str = "") -> Revision | Problem:
     """The revision in a reply. A second header spoils it, unless the task or the rejected answer has such a line."""
     reply = reply.replace("\r\n", "\n")
-    known = {line.strip() for line in f"{task}\n{rejected}".splitlines()}
     headers = [header for header in _HEADER.finditer(reply) if _is_header(header)]
     if not headers:
         if is_refusal(reply):
-            return Problem(Outcome.REFUSAL, f"reviser: {_beginning(reply)}")
-        return Problem(Outcome.NO_HEADER, f"no line begins with {{corrected_student_solution}}: {_beginning(reply)}")
+            return Problem(Outcome.REFUSAL, f"the teacher's reply: {beginning(reply)}", reply)
+        return Problem(
+            Outcome.NO_HEADER, f"no line begins with {{corrected_student_solution}}: {beginning(reply)}", reply
+        )
     first, *others = headers
-    repeated = [header for header in others if header[0].strip() not in known]
+    after = reply[first.end("header") :].strip()
+    known = {line.strip() for line in f"{task}\n{rejected}".splitlines()}
+    repeated = next((header for header in others if header[0].strip() not in known), None)
     if repeated:
-        names = " and ".join(repr(header["header"].strip()) for header in (first, repeated[0]))
-        return Problem(Outcome.REPEATED_HEADER, f"{names} both begin a line")
-    text = _unwrapped(_CLOSING_TAG.split(reply[first.end("header") :], maxsplit=1)[0], rejected)
+        names = " and ".join(repr(header["header"].strip()) for header in (first, repeated))
+        return Problem(Outcome.REPEATED_HEADER, f"{names} both begin a line", after)
+    text = _unwrapped(_CLOSING_TAG.split(after, maxsplit=1)[0], rejected)
     if not text:
         return Problem(Outcome.EMPTY, "nothing follows the header")
     if text == rejected.strip():
-        return Problem(Outcome.IDENTICAL, "the revision is the rejected answer")
+        return Problem(Outcome.IDENTICAL, "the revision is the policy's answer", text)
     if is_refusal(text) and not is_refusal(rejected):
-        return Problem(Outcome.REFUSAL, f"the revision: {_beginning(text)}")
+        return Problem(Outcome.REFUSAL, f"the revision: {beginning(text)}", text)
     return Revision(text, _REASONING.sub("", reply[: first.start()].strip(), count=1).strip())
 
 
-_OPEN, _CLOSE = r"[\{\[<(]{0,2}", r"[\}\]>)]{0,2}"
-_MARKS = r"(?:[*_`\"]|\\(?=[*_]))*"
+_OPEN, _CLOSE = r"[\{\[<(]{0,2}+", r"[\}\]>)]{0,2}+"
+_MARKS = r"(?:[*_`\"]|\\(?=[*_{}\[\]]))*+"
 _GAP = r"\\?[ _-]?"
 _LINE_START = r"^[ \t]*(?P<list>(?:(?:\d+[.)]|[-*+•>]|\#{1,6})[ \t]+|>)*)"
+_BEFORE, _AFTER = rf"{_MARKS}[ ]?{_OPEN}[ ]?{_MARKS}", rf"{_MARKS}[ ]?{_CLOSE}{_MARKS}"
 _NAME = rf"(?:corrected|revised|improved){_GAP}(?:student(?:['’]?s)?{_GAP})?(?:solution|answer)"
 _HEADER = re.compile(
-    rf"{_LINE_START}(?P<header>(?P<open>{_MARKS}[ ]?{_OPEN}[ ]?{_MARKS}){_NAME}(?P<close>{_MARKS}[ ]?{_CLOSE}{_MARKS})"
-    rf"[ \t]*(?P<colon>[:：]?){_MARKS}(?=\W|$))(?P<rest>[^\n]*)",
+    rf"{_LINE_START}(?P<header>(?P<open>{_BEFORE}){_NAME}(?!_?[a-z0-9])(?P<close>{_AFTER})[ \t]*"
+    rf"(?P<colon>[:：]?+){_MARKS})(?P<rest>[^\n]*)",
     re.IGNORECASE | re.MULTILINE,
 )
-_REASONING = re.compile(
-    rf"{_LINE_START}{_MARKS}[ ]?{_OPEN}[ ]?{_MARKS}teacher{_GAP}reasoning{_MARKS}[ ]?{_CLOSE}{_MARKS}[ \t]*[:：]?{_MARKS}",
-    re.IGNORECASE,
-)
+_REASONING = re.compile(rf"{_LINE_START}{_BEFORE}teacher{_GAP}reasoning{_AFTER}[ \t]*[:：]?{_MARKS}", re.IGNORECASE)
 _CLOSING_TAG = re.compile(rf"[\{{\[<]{{1,2}}[ ]?/[ ]?{_NAME}[ ]?[\}}\]>]{{1,2}}", re.IGNORECASE)
 # "{corrected_student_solution} should be shorter": the sentence goes on
 _PROSE = re.compile(
@@ -120,8 +138,3 @@ def _inside_quotes(text: str) -> str | None:
         if len(text) == len(inner) + len(opening) + len(closing) and opening not in inner and closing not in inner:
             return inner
     return None
-
-
-def _beginning(text: str) -> str:
-    words = " ".join(text.split())
-    return repr(words if len(words) <= 100 else f"{words[:100]}…")

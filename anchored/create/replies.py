@@ -1,6 +1,6 @@
-"""What a reply is worth before anyone looks at what it says: a text, or the outcome that ends its row.
+"""What a reply is worth before anyone looks at what it says: a text, or the problem that ends its row.
 
-In: a `Reply`, or the `ReplyError` in its place. Out: `Usable` with the text, or `Problem` with outcome and detail.
+In: a `Reply`, or the `ReplyError` in its place. Out: `Usable`, or `Problem` with outcome and detail.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class Usable:
     """A whole reply with something in it."""
 
     text: str
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +27,21 @@ class Problem:
 
     outcome: Outcome
     detail: str
+    text: str = ""
+    """What there is of an answer, for people who look at refused rows."""
 
 
-def check(result: Reply | ReplyError, who: str) -> Usable | Problem:
-    """The reply's text if it is whole; `who` answered, for the detail."""
+def check(result: Reply | ReplyError, whose: str) -> Usable | Problem:
+    """The reply's text if it is whole; `whose` reply it is, for the detail."""
     if isinstance(result, ReplyError):
-        return Problem(Outcome.ENDPOINT_ERROR, f"{who}: {result}")
+        return Problem(Outcome.ENDPOINT_ERROR, f"{whose}: {result}")
     if result.finish_reason == "content_filter":
-        return Problem(Outcome.REFUSAL, f"{who}: the endpoint's content filter stopped the reply")
+        return Problem(Outcome.REFUSAL, f"{whose}: stopped by the endpoint's content filter", result.text)
     if result.finish_reason != "stop":
-        return Problem(Outcome.TRUNCATED, f"{who}: finish_reason is {result.finish_reason!r}, the reply is not whole")
+        return Problem(Outcome.TRUNCATED, f"{whose}: not whole, finish_reason is {result.finish_reason!r}", result.text)
     if not result.text.strip():
-        return Problem(Outcome.EMPTY, f"{who}: the reply holds no text")
-    return Usable(result.text)
+        return Problem(Outcome.EMPTY, f"{whose}: holds no text")
+    return Usable(result.text, result.model)
 
 
 def is_refusal(text: str) -> bool:
@@ -46,26 +49,34 @@ def is_refusal(text: str) -> bool:
     return _REFUSAL.match(text.replace("’", "'").lstrip(" \t\n*_>#")) is not None
 
 
-_SORRY = (
-    r"(?:[^.!?\n]{0,70}\b(?:sorry|apolog\w+|unfortunately|regrettably)\b[^.!?\n]{0,40}?[,.!;:]*\s+(?:but |however,? )?)"
-)
+def beginning(text: str) -> str:
+    """The first words of a text, for details."""
+    words = " ".join(text.split())
+    return repr(words if len(words) <= 100 else f"{words[:100]}…")
+
+
+_SORRY = r"(?:[^.!?:\n]{0,70}\b(?:sorry|apolog\w+|unfortunately|regrettably)\b[^.!?\n]{0,40}?[,.!;:]*\s+(?:but |however,? )?)"
 _AS_AN_AI = r"(?:as an? [^,.\n]{0,60}\b(?:ai|model|assistant)\b[^,.\n]{0,40}, *)"
 _I_CANNOT = (
-    r"(?:i|we)\b(?:'m|'re)?(?: \w+){0,3}? ?(?:can't|cannot|can not|couldn't|could not|won't|will not|unable to|not able to"
-    r"|not comfortable|uncomfortable|decline|refuse|not (?:willing|allowed|permitted|going) to)\b"
+    r"(?:i|we)\b(?:'m|'re)?(?: \w+){0,3}? ?(?:can't|cannot|can not|couldn't|could not|won't|will not|unable to"
+    r"|not able to|not comfortable|uncomfortable|decline|refuse|not (?:willing|allowed|permitted|going) to)\b"
+    r"(?: \w+){0,3}? "
 )
 # "I can't come to your party" is an answer like any other: only what assistants say counts
 _SERVE = (
-    r"(?: \w+){0,3}? (?:assist\w*|comply\w*|(?:help|do)(?:ing)?(?: you)?(?: with| in)? (?:that|this|so|it|your request|such)"
-    r"|(?:fulfil|accommodat|process|complet|answer|continu|proceed|honor|honour)\w*[^.!?;\n]{0,20}?"
-    r" (?:that|this|your|the|these|such) (?:\w+ ){0,2}(?:request|task|prompt|question|conversation|topic|instruction)s?)\b"
+    r"(?:assist\w*|comply\w*|provide (?:information|guidance|instructions|assistance)|(?:help|do)(?:ing)?(?: you)?(?: with| in)? (?:that|this|so|it|your request|such)"
+    r"|(?:fulfil|accommodat|process|complet|answer|continu|proceed|hono)\w*[^.!?;\n]{0,20}?"
+    r" (?:that|this|your|the|these|such) (?:\w+ ){0,2}"
+    r"(?:request|task|prompt|question|conversation|topic|instruction)s?)\b"
 )
 _PROVIDE = (
-    r"(?: \w+){0,3}? (?:provid|giv|offer|shar|creat|generat|writ|produc|discuss|engag|participat|promot|support|condon"
-    r"|facilitat|revis|improv|correct|rewrit|edit|help|continu)\w*[^.!?;\n]{0,60}?"
-    r" (?:that|this|such|content|material|guidance|instructions?|information|advice|requests?|revisions?|answers?|solutions?"
-    r"|harmful|illegal|unethical|inappropriate|offensive|explicit)\b"
+    r"(?:provid|giv|offer|shar|creat|generat|writ|produc|discuss|engag|participat|promot|support|condon|facilitat|revis"
+    r"|improv|correct|rewrit|edit|continu)\w*[^.!?;\n]{0,60}?"
+    r" (?:that|this|such|content|material|guidance|instructions?|information|advice|requests?|revisions?|answers?"
+    r"|solutions?|harmful|illegal|unethical|inappropriate|offensive|explicit)\b"
 )
 _REFUSAL = re.compile(
-    f"{_SORRY}?{_AS_AN_AI}?{_I_CANNOT}{_SERVE}|(?:{_SORRY}{_AS_AN_AI}?|{_AS_AN_AI}){_I_CANNOT}{_PROVIDE}", re.IGNORECASE
+    f"{_SORRY}?{_AS_AN_AI}?{_I_CANNOT}{_SERVE}|(?:{_SORRY}{_AS_AN_AI}?|{_AS_AN_AI}){_I_CANNOT}{_PROVIDE}"
+    rf"|{_SORRY}i (?:do not|don't) feel comfortable \w+ing\b",
+    re.IGNORECASE,
 )

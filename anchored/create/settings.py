@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -30,6 +30,8 @@ class PromptSettings(Settings):
 class ReviserSettings(EndpointSettings):
     """The teacher of clair."""
 
+    slots: ClassVar[tuple[str, ...]] = ("prompt", "answer")
+
     model: str = PAPERS_TEACHER
     prompt: str = "create/reviser"
     """The paper's prompt, or a text file with the slots <<prompt>> and <<answer>> that asks for the same headers."""
@@ -37,6 +39,8 @@ class ReviserSettings(EndpointSettings):
 
 class JudgeSettings(EndpointSettings):
     """The teacher of judge-on-policy."""
+
+    slots: ClassVar[tuple[str, ...]] = ("prompt", "answer_1", "answer_2")
 
     model: str = PAPERS_TEACHER
     prompt: str = "create/judge"

@@ -91,6 +91,11 @@ def read_prompts(
     return PromptRows([prompts[index] for index in drawn], [prompts[index] for index in apart], refused)
 
 
+def describe_refused(source: str | Path, rows: PairRows) -> str:
+    """One line for people about the rows of a source that were refused; there must be some."""
+    return f"{source}: {len(rows.refused)} of {len(rows.pairs) + len(rows.refused)} rows refused {_reasons(rows.refused)}"
+
+
 def read_rows(path: Path) -> list[Pair]:
     """Every row of a file that `write_pairs` wrote in its default layout, refused ones and their outcomes included."""
     pairs = []
@@ -137,9 +142,13 @@ def _refusal(row: Row, reason: Refused) -> Pair:
 def _nothing_usable(source: str | Path, thing: str, refused: Sequence[Pair]) -> str:
     if not refused:
         return f"{source}: is empty; it needs at least one {thing}"
+    return f"{source}: none of its {len(refused)} rows is a {thing} {_reasons(refused)}"
+
+
+def _reasons(refused: Sequence[Pair]) -> str:
     counts = Counter(pair.outcome for pair in refused).most_common()
     why = ", ".join(f"{count} {outcome}" for outcome, count in counts)
-    return f"{source}: none of its {len(refused)} rows is a {thing} ({why}); the first: {refused[0].detail}"
+    return f"({why}); the first: {refused[0].detail}"
 
 
 def _named(found: Mapping[str, Prompt]) -> list[Prompt]:

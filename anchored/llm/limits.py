@@ -14,6 +14,35 @@ from contextlib import asynccontextmanager
 SHRINK = 0.7
 
 
+class Slot:
+    """One request's right to be in flight."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.held = False
+        self.entered = 0.0
+        """The loop's time when it was given."""
+        self._gate = gate
+
+    async def take(self, *, first: bool = False) -> None:
+        """Wait in line."""
+        place = self._gate.join(first=first)
+        if self.held:  # given up only now: nobody slips in before
+            self.held = False
+            self._gate.leave()
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():  # given and not taken
+                self._gate.leave()
+            raise
+        self.held = True
+        self.entered = asyncio.get_running_loop().time()
+
+    async def renew(self) -> None:
+        """Go again as soon as anyone may: what is being tried comes before what was never sent."""
+        await self.take(first=True)
+
+
 class Gate:
     """Lets requests through, at most `limit` at once."""
 
@@ -27,25 +56,27 @@ class Gate:
         self._open_for_good = False
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[float]:
-        """Wait for a place, hold it for the block; gives the loop's time of entering."""
-        await self._enter()
+    async def slot(self) -> AsyncIterator[Slot]:
+        """Wait for a place, and hold it for the block."""
+        slot = Slot(self)
+        await slot.take()
         try:
-            yield asyncio.get_running_loop().time()
+            yield slot
         finally:
-            self._leave()
+            if slot.held:
+                self.leave()
 
     def replied(self) -> None:
         """A request succeeded: a little more at once may work."""
         self.limit = min(self._most, self.limit + min(0.25, 4 / self.limit))
         self._wake()
 
-    def too_many(self, entered: float) -> None:
-        """The request that entered then was refused for its rate: fewer at once.
+    def too_many(self, slot: Slot) -> None:
+        """The request in this slot was refused for its rate: fewer at once.
 
         Requests that were in flight together are refused together, and shrink the limit once.
         """
-        if entered >= self._shrunk_at:
+        if slot.entered >= self._shrunk_at:
             self.limit = max(1.0, self.limit * SHRINK)
             self._shrunk_at = asyncio.get_running_loop().time()
 
@@ -62,20 +93,18 @@ class Gate:
         self._open_for_good = True
         self._wake()
 
-    async def _enter(self) -> None:
-        if self._free() and not self._waiting:
-            self.in_flight += 1
-            return
+    def join(self, *, first: bool = False) -> asyncio.Future[None]:
+        """A place in the line; done when the slot is given."""
         place = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
-        try:
-            await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # given and not taken
-                self._leave()
-            raise
+        if first:
+            self._waiting.appendleft(place)
+        else:
+            self._waiting.append(place)
+        self._wake()
+        return place
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Give a slot back."""
         self.in_flight -= 1
         self._wake()
 

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from anchored.errors import AnchoredError, ModelError, ReplyError, Stopped
 from anchored.llm.chat import Reply, Request
 from anchored.llm.faults import Fault, fault_of_exception
-from anchored.llm.limits import Gate
+from anchored.llm.limits import Gate, Slot
 from anchored.llm.responses import read_reply
 from anchored.llm.settings import EndpointSettings, is_loopback
 from anchored.records import content_hash
@@ -93,18 +93,19 @@ class OpenAIChat:
 
     async def reply(self, request: Request) -> Reply:
         tries = _Tries()
-        while True:
-            async with self._gate.slot() as entered:
+        # the slot is kept while waiting to try again: if the endpoint is down, few requests find it out
+        async with self._gate.slot() as slot:
+            while True:
                 self._raise_if_over()
                 body = self._body(request)
                 answer = await self._ask(request, body)
                 if isinstance(answer, Reply):
                     self._note_success()
                     return answer
-                # within the slot: who comes next must find the gate as this fault leaves it
-                delay = self._delay_after(answer, body, tries, entered)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_over.wait(), delay)
+                delay = self._delay_after(answer, body, tries, slot)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._is_over.wait(), delay)
+                await slot.renew()
 
     async def close(self) -> None:
         await self._client.close()
@@ -161,7 +162,7 @@ class OpenAIChat:
         self._throttled_since = None
         self._gate.replied()
 
-    def _delay_after(self, fault: Fault, body: dict[str, Any], tries: _Tries, entered: float) -> float:
+    def _delay_after(self, fault: Fault, body: dict[str, Any], tries: _Tries, slot: Slot) -> float:
         """What a fault means: raises, or gives the seconds until this request is sent again."""
         self._reached |= fault.status is not None
         if fault.follows == "endpoint":
@@ -178,11 +179,11 @@ class OpenAIChat:
             wait = f"{fault.wait:.0f} s"
             self._end(Stopped, f"{self._where()} asks to wait {wait} ({fault.reason}); run the same command then")
         if fault.follows == "throttled":
-            self._throttle(fault, tries, entered)
+            self._throttle(fault, tries, slot)
             return 0
         return self._retry(fault, tries)
 
-    def _throttle(self, fault: Fault, tries: _Tries, entered: float) -> None:
+    def _throttle(self, fault: Fault, tries: _Tries, slot: Slot) -> None:
         tries.throttled += 1
         now = asyncio.get_running_loop().time()
         self._throttled_since = self._throttled_since or now
@@ -195,7 +196,7 @@ class OpenAIChat:
             )
         if tries.throttled > MOST_THROTTLES:
             raise ReplyError(f"{self._where()} refused the request {tries.throttled} times ({fault.reason})")
-        self._gate.too_many(entered)
+        self._gate.too_many(slot)
         self._gate.pause(pause)
 
     def _retry(self, fault: Fault, tries: _Tries) -> float:

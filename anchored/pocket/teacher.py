@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from anchored.errors import ModelError
 from anchored.pocket.teaching import REFUSAL, Lesson, Part, teach
@@ -141,7 +141,7 @@ class Teacher:
         content = content_hash(body.decode("utf-8", "replace"))
         attempt = self._attempts[content]
         self._attempts[content] += 1
-        if self._faults.down_after is not None and sum(self._attempts.values()) > self._faults.down_after:
+        if self._faults.down_after is not None and self._attempts.total() > self._faults.down_after:
             self._note(content, attempt, "none", 0, "down_after")
             return _close(request)
         try:
@@ -213,7 +213,12 @@ def main() -> None:
         else:
             parser.add_argument(flag, default=field.default, help=field.description)
     options = vars(parser.parse_args())
-    with Teacher(port=options.pop("port"), faults=Faults(**options)) as teacher:
+    port = options.pop("port")
+    try:
+        faults = Faults(**options)
+    except ValidationError as error:
+        parser.error("; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors()))
+    with Teacher(faults, port=port) as teacher:
         print(f"{MODEL} at {teacher.base_url}; Ctrl-C ends it", flush=True)
         try:
             threading.Event().wait()

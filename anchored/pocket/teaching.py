@@ -16,7 +16,6 @@ from anchored.pocket.phrasing import (
     MARKDOWN_OPENING,
     OPENINGS,
     PLAIN,
-    Line,
     Step,
     read_line,
     result_step,
@@ -131,8 +130,7 @@ class _StudentLines:
         return self._text_of.get(step) or write_step(step, self._phrasing(step, place))
 
     def _phrasing(self, step: Step, place: int) -> int:
-        alike = [line for line in self._lines if line.step.kind == step.kind]
-        if not alike:
-            return self._lines[-1].phrasing if self._lines else PLAIN[0]
-        beside: Line = alike[min(place, len(alike) - 1)]
-        return beside.phrasing
+        alike = [line.phrasing for line in self._lines if line.step.kind == step.kind]
+        if alike:
+            return alike[min(place, len(alike) - 1)]
+        return self._lines[-1].phrasing if self._lines else PLAIN[0]

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from anchored.report.tables import Scoreboard
+from anchored.report.scoreboard import Scoreboard
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -41,7 +41,7 @@ class Chart:
 def training_charts(metrics: Lines) -> list[Chart]:
     """What the optimizer saw, step by step; a quantity that no line has is left out."""
     wanted = [
-        ("loss", "Loss", "mean loss per pair"),
+        ("loss", "Loss", "loss"),
         ("reward_margin", "Reward margin", "chosen − rejected"),
         ("reward_accuracy", "Reward accuracy", "pairs with margin > 0"),
         ("grad_norm", "Gradient norm", "norm before clipping"),
@@ -76,21 +76,21 @@ def held_out_charts(trajectories: Lines) -> list[Chart]:
 
 
 def score_chart(board: Scoreboard, number: int) -> Chart:
-    """The score of each checkpoint with its interval, over the starting model's."""
-    trained = board.trained
+    """The score of each checkpoint with its interval, from the starting model on, whose level is drawn through."""
+    scores = board.whole
     points = {
         "type": "scatter",
         "mode": "lines+markers",
         "name": "checkpoint",
-        "x": [score.step for score in trained],
-        "y": [score.score for score in trained],
-        "customdata": [[_label(score.checkpoint), score.low, score.high] for score in trained],
+        "x": [score.step for score in scores],
+        "y": [score.score for score in scores],
+        "customdata": [[_label(score.checkpoint), score.low, score.high] for score in scores],
         "hovertemplate": "%{customdata[0]}: %{y:.1f} (%{customdata[1]:.1f} to %{customdata[2]:.1f})<extra></extra>",
         "error_y": {
             "type": "data",
             "symmetric": False,
-            "array": [score.high - score.score for score in trained],
-            "arrayminus": [score.score - score.low for score in trained],
+            "array": [score.high - score.score for score in scores],
+            "arrayminus": [score.score - score.low for score in scores],
             "color": "var(--accent-soft)",
             "thickness": 1.6,
             "width": 3,
@@ -104,10 +104,6 @@ def score_chart(board: Scoreboard, number: int) -> Chart:
         layout["shapes"] = [_level(start.score)]
         layout["annotations"] = [_level_label(f"start {start.score:.1f}", start.score)]
         layout["margin"] = {"r": 82}
-        # the line must be in view even where all checkpoints are far from it
-        lows, highs = [start.score, *(s.low for s in trained)], [start.score, *(s.high for s in trained)]
-        space = 0.08 * (max(highs) - min(lows)) or 1.0
-        layout["yaxis"]["range"] = [min(lows) - space, max(highs) + space]
     return Chart(f"scores-{number}", "Score by checkpoint, with 95 % intervals", [points], layout)
 
 
@@ -154,7 +150,7 @@ def _training_chart(
     if key == "lr" or len(values) < _SMOOTH_FROM:
         traces = [_trace(*_thinned(steps, values), name=title.lower(), line={"color": "var(--accent)", "width": 2.2})]
         return Chart(f"train-{key}", title, traces, _layout(_STEP, axis), note)
-    window = max(5, len(values) // 40)
+    window = max(5, len(values) // 40) | 1
     raw = _trace(*_thinned(steps, values), name="each step", line={"color": "var(--accent-soft)", "width": 1})
     smooth = _trace(
         *_thinned(steps, _moving_mean(values, window)),

@@ -13,13 +13,11 @@ from typing import Any, Literal
 from anchored.contrast import MeanContrast
 from anchored.datasets_io import read_rows
 from anchored.records import Outcome, Pair, Score
-from anchored.report.tables import Scoreboard, scoreboards
+from anchored.report.scoreboard import Scoreboard, scoreboards
 from anchored.runs import Run, read_lines
 
 Group = Literal["training", "held-out", "refused"]
 
-_TOKENIZER = "whitespace"
-"""What create measures Jaccard with."""
 _NUMBERS = ("jaccard", "levenshtein", "length_ratio")
 
 
@@ -92,7 +90,8 @@ class Contents:
     @cached_property
     def contrasts(self) -> dict[str, MeanContrast]:
         """Mean contrast of the training and of the held-out pairs, as far as there are any."""
-        means = {group: _mean_contrast(self.accepted(group)) for group in ("training", "held-out")}
+        tokenizer = self.summary("create").get("contrast", {}).get("tokenizer", "whitespace")
+        means = {group: _mean_contrast(self.accepted(group), tokenizer) for group in ("training", "held-out")}
         return {group: mean for group, mean in means.items() if mean}
 
     @cached_property
@@ -123,9 +122,9 @@ def _rows(path: Path, group: Group) -> list[Row]:
     return [Row(pair, group, **measured) for pair, measured in zip(pairs, numbers, strict=True)]
 
 
-def _mean_contrast(rows: Sequence[Row]) -> MeanContrast | None:
+def _mean_contrast(rows: Sequence[Row], tokenizer: str) -> MeanContrast | None:
     measured = [row for row in rows if None not in (row.jaccard, row.levenshtein, row.length_ratio)]
     if not measured:
         return None
     means = {name: statistics.fmean(getattr(row, name) for row in measured) for name in _NUMBERS}
-    return MeanContrast(len(measured), _TOKENIZER, **means)
+    return MeanContrast(len(measured), tokenizer, **means)

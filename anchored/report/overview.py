@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from anchored.records import Outcome, Score
 from anchored.report.contents import Contents
-from anchored.report.tables import Scoreboard, duration, signed
+from anchored.report.scoreboard import Scoreboard
+from anchored.report.tables import duration, signed
 
 _TEACHES = {
     "clair": "revised by {}",
@@ -18,7 +19,7 @@ _TEACHES = {
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A headline number."""
+    """A headline number, with a few lines of detail."""
 
     label: str
     value: str
@@ -70,6 +71,7 @@ def facts(contents: Contents) -> list[Fact]:
         "Prompts": contents.setting("create.prompts.data"),
         "Method": contents.setting("create.method"),
         "Teacher": contents.teacher,
+        "Teacher's tokens": _tokens(contents),
         "Training data": contents.setting("train.data"),
         "Objective": contents.setting("train.objective.name"),
         "β": contents.setting("train.objective.beta"),
@@ -85,7 +87,7 @@ def facts(contents: Contents) -> list[Fact]:
         "Versions": _counts(versions),
     }
     if contents.setting("train.data"):
-        named |= dict.fromkeys(("Prompts", "Method", "Teacher"))
+        named |= dict.fromkeys(("Prompts", "Method", "Teacher", "Teacher's tokens"))
     return [
         Fact(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in named.items() if value
     ]
@@ -116,7 +118,7 @@ def _score_tiles(contents: Contents) -> list[Tile]:
     board = contents.boards[0]
     tiles = []
     if board.start:
-        tiles.append(Tile("Starting model", f"{board.start.score:.1f}", f"{_interval(board.start)}; {board.title}"))
+        tiles.append(Tile("Starting model", f"{board.start.score:.1f}", f"{_interval(board.start)}\n{board.title}"))
     if board.best:
         tiles.append(Tile("Best checkpoint", f"{board.best.score:.1f}", _standing(board, board.best), leading=True))
         tiles.append(Tile("Last checkpoint", f"{board.trained[-1].score:.1f}", _standing(board, board.trained[-1])))
@@ -125,8 +127,8 @@ def _score_tiles(contents: Contents) -> list[Tile]:
 
 def _standing(board: Scoreboard, score: Score) -> str:
     change = board.change(score.checkpoint, None)
-    gained = f"{signed(change)} points; " if change is not None else ""
-    return f"{gained}{_interval(score)}; {score.checkpoint}"
+    gained = f"{signed(change)} points\n" if change is not None else ""
+    return f"{gained}{_interval(score)}\n{score.checkpoint}"
 
 
 def _interval(score: Score) -> str:
@@ -139,7 +141,7 @@ def _data_tiles(contents: Contents) -> list[Tile]:
     if outcomes:
         kept, total = outcomes[Outcome.OK], outcomes.total()
         apart = len(contents.accepted("held-out"))
-        held_out = f"; {apart:,} held out" if apart else ""
+        held_out = f"\n{apart:,} held out" if apart else ""
         tiles.append(Tile("Accepted pairs", f"{kept:,}", f"{100 * kept / total:.1f} % of {total:,} rows{held_out}"))
     mean = contents.contrasts.get("training")
     if mean:
@@ -147,7 +149,7 @@ def _data_tiles(contents: Contents) -> list[Tile]:
             Tile(
                 "Jaccard similarity",
                 f"{mean.jaccard:.1f}",
-                f"of {mean.tokenizer} tokens; Levenshtein {mean.levenshtein:,.0f}",
+                f"of {mean.tokenizer} tokens\nLevenshtein {mean.levenshtein:,.0f}",
             )
         )
     return tiles
@@ -159,7 +161,14 @@ def _training_tiles(contents: Contents) -> list[Tile]:
         return []
     epochs, steps = contents.setting("train.epochs"), summary.get("steps")
     parts = [f"{epochs} epochs" if epochs else "", f"{steps:,} steps" if steps else ""]
-    return [Tile("Training", duration(summary["seconds"]), ", ".join(filter(None, parts)))]
+    return [Tile("Training", duration(summary["seconds"]), "\n".join(filter(None, parts)))]
+
+
+def _tokens(contents: Contents) -> str:
+    used = contents.summary("create").get("replies", {}).get("teacher", {})
+    if not used.get("completion_tokens"):
+        return ""
+    return f"{used['prompt_tokens']:,} in, {used['completion_tokens']:,} out, {used['replies']:,} replies"
 
 
 def _took(contents: Contents, stage: str) -> str:

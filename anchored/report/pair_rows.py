@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from anchored.contrast import word_differences
@@ -50,8 +51,10 @@ def sample(rows: Sequence[Row]) -> Sample:
     kept = [index for index in shuffled if rows[index].pair.outcome is Outcome.OK]
     refused = _in_turns([index for index in shuffled if rows[index].pair.outcome is not Outcome.OK], rows)
     refused = refused[: max(_REFUSED_ROWS, MOST_ROWS - len(kept))]
-    chosen = [*refused, *kept[: MOST_ROWS - len(refused)]]
-    return Sample([rows[index] for index in sorted(_that_fit(chosen, rows))], len(rows))
+    kept = kept[: MOST_ROWS - len(refused)]
+    # by turns, so that neither kind fills a page of huge texts alone
+    by_turns = [index for both in zip_longest(kept, refused) for index in both if index is not None]
+    return Sample([rows[index] for index in sorted(_that_fit(by_turns, rows))], len(rows))
 
 
 def choices(rows: Sequence[Row]) -> list[Choice]:
@@ -69,25 +72,25 @@ def choices(rows: Sequence[Row]) -> list[Choice]:
 
 
 def for_page(row: Row) -> dict[str, Any]:
-    """One row as the browser wants it; its two answers are one list of parts [kind, text], with the kinds of `_KINDS`."""
+    """One row as the browser wants it; its answers are one list of parts [kind, text], with the kinds of `_KINDS`."""
     pair = row.pair
     rejected, chosen = pair.rejected.text[:_MOST_CHARACTERS], pair.chosen.text[:_MOST_CHARACTERS]
     return {
         "id": pair.prompt.id,
         "groups": [row.group, str(pair.outcome)],
         "outcome": str(pair.outcome),
-        "detail": pair.detail[:_MOST_CHARACTERS],
+        "detail": _cut(pair.detail),
         "method": pair.method,
         "facts": _facts(row),
         "jaccard": row.jaccard,
-        "prompt": [[message.role, message.content[:_MOST_CHARACTERS]] for message in pair.prompt.messages],
+        "prompt": [[message.role, _cut(message.content)] for message in pair.prompt.messages],
         "parts": _parts(rejected, chosen),
         "compared": bool(rejected and chosen),
         "rejected_by": pair.rejected.model,
         "chosen_by": pair.chosen.model,
         "rejected_cut": len(pair.rejected.text) - len(rejected),
         "chosen_cut": len(pair.chosen.text) - len(chosen),
-        "rational": pair.rational[:_MOST_CHARACTERS],
+        "rational": _cut(pair.rational),
     }
 
 
@@ -120,6 +123,11 @@ def _parts(rejected: str, chosen: str) -> list[list[Any]]:
         return [[_KINDS[span.kind], span.text] for span in word_differences(rejected, chosen)]
     # nothing to compare a lone answer with: it is shown, not marked
     return [[_KINDS["removed"], rejected]] if rejected else [[_KINDS["added"], chosen]] if chosen else []
+
+
+def _cut(text: str) -> str:
+    left = len(text) - _MOST_CHARACTERS
+    return f"{text[:_MOST_CHARACTERS]}… ({left:,} more characters)" if left > 0 else text
 
 
 def _facts(row: Row) -> list[str]:

@@ -7,15 +7,15 @@ hold any text, and whoever prints them (HTML, rich) makes it harmless there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from anchored.contrast import MeanContrast
-from anchored.records import Outcome, Score
-
-START = "start"
-"""The name under which the starting model stands in scores.jsonl."""
+from anchored.records import Outcome
+from anchored.report.contents import Contents
+from anchored.report.scoreboard import Scoreboard
+from anchored.runs import Run
 
 _NUMBER = re.compile(r"[+−-]?[\d.]")
 
@@ -54,56 +54,16 @@ class Table:
         return column > 0 and all(_NUMBER.match(row[column]) for row in self.rows if row[column])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scoreboard:
-    """One benchmark in one view: the starting model and every checkpoint, as a whole (None) and by category."""
-
-    benchmark: str
-    version: str
-    view: str
-    checkpoints: tuple[str, ...]
-    """By step, the starting model first."""
-    categories: tuple[str | None, ...]
-    """The whole first, then by number of items."""
-    scores: Mapping[tuple[str, str | None], Score]
-
-    @property
-    def title(self) -> str:
-        return " · ".join(filter(None, (self.benchmark, self.version, self.view)))
-
-    @property
-    def whole(self) -> list[Score]:
-        """The checkpoints' scores on the whole benchmark, as far as they are known."""
-        return [self.scores[name, None] for name in self.checkpoints if (name, None) in self.scores]
-
-    @property
-    def start(self) -> Score | None:
-        return self.scores.get((START, None))
-
-    @property
-    def trained(self) -> list[Score]:
-        return [score for score in self.whole if score.checkpoint != START]
-
-    @property
-    def best(self) -> Score | None:
-        """The checkpoint with the highest score, the earliest of equals."""
-        return max(self.trained, key=lambda score: score.score, default=None)
-
-    @property
-    def judges(self) -> str:
-        return ", ".join(sorted({score.judge for score in self.whole if score.judge}))
-
-    def get(self, checkpoint: str, category: str | None) -> Score | None:
-        return self.scores.get((checkpoint, category))
-
-    def items(self, category: str | None) -> int:
-        """Items behind a category's scores; the most where checkpoints differ."""
-        return max((score.n for (_, name), score in self.scores.items() if name == category), default=0)
-
-    def change(self, checkpoint: str, category: str | None) -> float | None:
-        """Points gained on the starting model."""
-        before, after = self.scores.get((START, category)), self.scores.get((checkpoint, category))
-        return after.score - before.score if before and after and checkpoint != START else None
+def run_tables(run: Run, stages: Collection[str]) -> list[Table]:
+    """What the given stages of a run have to show; a stage that made nothing yet has no table."""
+    contents = Contents(run)
+    tables = []
+    if "create" in stages:
+        tables += [yield_table(contents.outcomes), contrast_table(contents.contrasts)]
+    if "evaluate" in stages:
+        overall = [row for row in contents.improvements if row["category"] is None]
+        tables += [*map(score_table, contents.boards), improvement_table(overall)]
+    return [table for table in tables if table.rows]
 
 
 def contrast_table(measured: Mapping[str, MeanContrast]) -> Table:
@@ -117,17 +77,8 @@ def contrast_table(measured: Mapping[str, MeanContrast]) -> Table:
         "Contrast",
         ("pairs of", "n", f"Jaccard ↑ ({', '.join(sorted(tokenizers))})", "Levenshtein ↓ (characters)", "length ratio"),
         tuple(rows),
-        note="Means over pairs. More tokens in common, fewer edits: answers that differ in little but what was improved.",
+        note="Means over pairs. Arrows point to the more minimal contrast.",
     )
-
-
-def scoreboards(scores: Iterable[Score]) -> list[Scoreboard]:
-    """Scores sorted into boards, in the order in which the benchmarks appear; a repeated line replaces the older."""
-    boards: dict[tuple[str, str, str], dict[tuple[str, str | None], Score]] = {}
-    for score in scores:
-        cells = boards.setdefault((score.benchmark, score.version, score.view), {})
-        cells[score.checkpoint, score.category] = score
-    return [_board(*key, cells) for key, cells in boards.items()]
 
 
 def score_table(board: Scoreboard) -> Table:
@@ -138,7 +89,7 @@ def score_table(board: Scoreboard) -> Table:
         whole = board.get(checkpoint, None)
         cells = [
             f"{whole.score:.1f}" if whole else "",
-            f"{whole.low:.1f} to {whole.high:.1f}" if whole else "",
+            f"{whole.low:.1f}–{whole.high:.1f}" if whole else "",
             signed(board.change(checkpoint, None)),
         ]
         for category in named:
@@ -147,7 +98,7 @@ def score_table(board: Scoreboard) -> Table:
         rows.append((checkpoint, *cells))
     return Table(
         f"Scores: {board.title}",
-        ("checkpoint", "score", "95 % interval", "change", *named),
+        ("checkpoint", "score", "95 %", "change", *named),
         tuple(rows),
         note=f"Percent over {board.items(None):,} items; change is in points against the starting model.",
     )
@@ -157,8 +108,7 @@ def improvement_table(improvements: Iterable[Mapping[str, Any]]) -> Table:
     """How checkpoints improve on the starting model (the paper's Table 2), from the evaluate stage's summary."""
     rows = [
         (
-            f"{row['benchmark']} · {row['view']}",
-            row["category"] or "overall",
+            " · ".join(filter(None, (row["benchmark"], row["view"], row["category"]))),
             _gain(row["max"]),
             str(row["max_checkpoint"]),
             _gain(row["mean"]),
@@ -169,9 +119,9 @@ def improvement_table(improvements: Iterable[Mapping[str, Any]]) -> Table:
     ]
     return Table(
         "Improvement on the starting model",
-        ("benchmark", "category", "best", "best checkpoint", "mean", "sd", "last"),
+        ("benchmark", "best", "by", "mean", "sd", "last"),
         tuple(rows),
-        note="Points, with 95 % paired bootstrap intervals over the items; the best's interval allows for the choosing.",
+        note="Points, with 95 % paired bootstrap intervals over items; the best's interval allows for the choice.",
     )
 
 
@@ -183,6 +133,7 @@ def yield_table(outcomes: Mapping[Outcome, int]) -> Table:
         "Yield",
         ("outcome", "rows", "share", "meaning"),
         tuple((str(name), f"{n:,}", f"{100 * n / total:.1f} %", MEANINGS[name]) for name, n in ordered),
+        note="Rows of all prompts, the held-out ones included.",
     )
 
 
@@ -203,16 +154,6 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-
-
-def _board(benchmark: str, version: str, view: str, cells: dict[tuple[str, str | None], Score]) -> Scoreboard:
-    steps = {checkpoint: score.step for (checkpoint, _), score in cells.items()}
-    checkpoints = sorted(steps, key=lambda name: (name != START, steps[name], name))
-    sizes: dict[str | None, int] = {}
-    for (_, category), score in cells.items():
-        sizes[category] = max(score.n, sizes.get(category, 0))
-    categories = sorted(sizes, key=lambda name: (name is not None, -sizes[name], name or ""))
-    return Scoreboard(benchmark, version, view, tuple(checkpoints), tuple(categories), cells)
 
 
 def _gain(interval: Mapping[str, float]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers.utils import logging
 
 from anchored.errors import DataError, TrainError
 from anchored.runs import one_line, written_aside
@@ -42,6 +43,7 @@ def checkpoint_name(epoch: int) -> str:
 
 def save_checkpoint(folder: Path, policy: Policy) -> None:
     """Write the Hugging Face folder: weights, config, generation config, tokenizer with its chat template."""
+    logging.disable_progress_bar()  # the command shows its own
     with _written_aside(folder) as aside, policy.as_saved() as model:
         model.save_pretrained(aside)
         policy.tokenizer.save_pretrained(aside)

@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from anchored.batches.render import RenderedPair, Renderer
 from anchored.batches.tree import Tree, plant
@@ -80,7 +81,8 @@ def _check_fits(pair: RenderedPair, policy: Policy) -> None:
             f"pair {pair.id!r} has {prompt} prompt and {answer} answer tokens, but the model's context is {context}; "
             f"lower train.max_prompt_tokens or train.max_answer_tokens so that they add up to {context} at most"
         )
-    known = policy.model.get_input_embeddings().num_embeddings
+    embeddings: Any = policy.model.get_input_embeddings()
+    known = embeddings.weight.shape[0]
     highest = max(*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids)
     if highest >= known:
         raise ModelError(

@@ -71,7 +71,8 @@ def run_steps(training: Training, point: ResumePoint, run: Run, progress: Progre
         if step % per_epoch == 0 or step % (training.settings.save_every_steps or per_epoch) == 0:
             point = ResumePoint(step, time.monotonic() - began, point.begun_with)
             save_resume_point(run.checkpoints, point, policy, training.optimizer)
-        progress.advance("train", **{name: measured[name] for name in ("loss", "reward_margin", "pairs_per_second")})
+        facts = {name: measured[name] for name in ("loss", "reward_margin", "pairs_per_second")}
+        progress.advance("train", 1, **facts)
     progress.finish("train")
     return point
 
@@ -156,9 +157,14 @@ def _micro_batches(examples: Sequence[Example], tokens: int) -> Iterator[list[Ex
 
 def _forward(training: Training, batch: Sequence[Example]) -> LossOutput:
     policy = training.policy.logps([example.tree for example in batch])
-    reference = policy.new_tensor([[training.reference[key] for key in example.keys] for example in batch])
-    tokens = torch.tensor([(example.chosen_tokens, example.rejected_tokens) for example in batch], device=policy.device)
-    logps = PairLogps(*policy.unbind(1), *reference.unbind(1), *tokens.unbind(1))
+    reference = torch.tensor([[training.reference[key] for key in example.keys] for example in batch])
+    tokens = torch.tensor([[example.chosen_tokens, example.rejected_tokens] for example in batch])
+    # made on the CPU: a tensor made on a GPU waits for all that runs there
+    columns = (
+        *reference.to(policy.device, policy.dtype, non_blocking=True).unbind(1),
+        *tokens.to(policy.device, non_blocking=True).unbind(1),
+    )
+    logps = PairLogps(*policy.unbind(1), *columns)
     return training.objective.function(logps, training.settings.objective.beta)
 
 

@@ -30,8 +30,8 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
 
 def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | None) -> torch.Tensor:
     """Scale the gradients down to `max_norm` if they exceed it; returns their norm before, still on the device."""
-    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in with_gradient])
+    parameters = list(parameters)
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(with_gradient, max_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -1,4 +1,4 @@
-"""The model being trained: float32 weights that the optimizer moves, and the model that reads them in its own precision.
+"""The model being trained: float32 weights that the optimizer moves, and a model that reads them in its precision.
 
 An update of 2e-7 vanishes in a bfloat16 weight, so the weights proper are float32. A model that runs in float32 holds
 them itself. One that runs in bfloat16 holds a rounded copy, made anew after each step: what is trained is then what the

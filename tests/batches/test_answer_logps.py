@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tiny_models import Family, make_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from anchored.batches import answer_logps as scoring
 from anchored.batches.answer_logps import answer_logps, answer_logps_plain
 from anchored.batches.tree import Tree, plant
 
@@ -68,7 +72,9 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def assert_equal(model: PreTrainedModel, trees: Sequence[Tree], tolerance: float, score=answer_logps) -> None:
-    weights = torch.randn(len(trees), len(trees[0].branches), generator=torch.Generator().manual_seed(0)).to(model.dtype)
+    weights = torch.randn(len(trees), len(trees[0].branches), generator=torch.Generator().manual_seed(0)).to(
+        model.dtype
+    )
     expected = forward_logps(model, trees)
     expected_gradients = gradients(model, expected, weights)
     found = score(model, trees, CPU)
@@ -93,3 +99,165 @@ def test_a_row_of_trees_scores_like_each_answer_alone(
         norms_in_fp64(model)
     for answers in (1, 2, 2, 2, 3, 4):
         assert_equal(model, random_trees(rng, rng.randint(1, 5), answers), tolerance)
+
+
+def test_the_plain_path_scores_like_each_answer_alone() -> None:
+    model = make_model("llama", VOCAB, dtype=torch.float64)
+    norms_in_fp64(model)
+    assert_equal(model, random_trees(random.Random(1), 4, 2), 1e-9, score=answer_logps_plain)
+
+
+@pytest.mark.parametrize("tile_bytes", [4 * VOCAB, 4 * VOCAB * 7])
+@pytest.mark.parametrize("kept_bytes", [0, 2**27])
+def test_tiles_of_the_head_change_nothing(tile_bytes: int, kept_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_TILE_BYTES", {False: tile_bytes, True: tile_bytes})
+    monkeypatch.setattr(scoring, "_KEPT_BYTES", kept_bytes)
+    model = make_model("qwen2", VOCAB, dtype=torch.float64)
+    norms_in_fp64(model)
+    assert_equal(model, random_trees(random.Random(2), 4, 2), 1e-9)
+
+
+def test_answers_longer_than_a_chunk_of_queries_score_alike() -> None:
+    model = make_model("llama", VOCAB, dtype=torch.float64)
+    norms_in_fp64(model)
+    rng = random.Random(3)
+    ids = [[rng.randrange(VOCAB) for _ in range(length)] for length in (150, 140, 300, 129)]
+    assert_equal(model, [plant(ids[0], [ids[1] + ids[2], ids[1] + ids[3]])], 1e-9)
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    model = make_model("qwen3", VOCAB, dtype=torch.float64)
+    trees, weights = random_trees(random.Random(4), 3, 2), torch.randn(3, 2, dtype=torch.float64)
+    expected = gradients(model, answer_logps(model, trees, CPU), weights)
+    model.gradient_checkpointing_enable()
+    found = gradients(model.train(), answer_logps(model, trees, CPU), weights)
+    assert all(relative(found[name], gradient) < 1e-9 for name, gradient in expected.items())
+
+
+def test_a_frozen_head_gets_no_gradient_and_changes_no_other() -> None:
+    model = make_model("llama", VOCAB, dtype=torch.float64)
+    trees, weights = random_trees(random.Random(5), 3, 2), torch.randn(3, 2, dtype=torch.float64)
+    expected = gradients(model, answer_logps(model, trees, CPU), weights)
+    model.lm_head.requires_grad_(False)
+    found = gradients(model, answer_logps(model, trees, CPU), weights)
+    assert found.keys() == expected.keys() - {"lm_head.weight"}
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_rows_in_bfloat16_are_as_near_to_the_truth_as_the_plain_path() -> None:
+    model = make_model("llama", VOCAB)
+    trees = random_trees(random.Random(6), 8, 2)
+    with torch.no_grad():
+        truth = forward_logps(model, trees)
+        model = model.to(torch.bfloat16)
+        found, plain = answer_logps(model, trees, CPU), forward_logps(model, trees)
+    assert found.dtype == torch.float32
+    assert (found - truth).abs().mean() < 1.5 * (plain - truth).abs().mean()
+
+
+def test_answers_without_tokens_score_zero() -> None:
+    model = make_model("llama", VOCAB)
+    logps = answer_logps(model, [plant([1, 2], [[], []])], CPU)
+    assert logps.tolist() == [[0.0, 0.0]]
+
+
+def test_a_model_that_scored_rows_still_answers_and_saves_as_before(tmp_path: Path) -> None:
+    model = make_model("llama", VOCAB)
+    ids = torch.tensor([[0, 0, 7, 5, 3], [4, 8, 7, 5, 3]])
+    inputs = {"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])}
+    expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    expected_logits = model(**inputs).logits
+    answer_logps(model, [plant([1, 2], [[3], [4]])], CPU)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), expected)
+    assert torch.allclose(model(**inputs).logits, expected_logits, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    assert "anchored" not in (tmp_path / "config.json").read_text()
+    assert LlamaForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.MistralConfig(**SHAPE, sliding_window=4096),
+        transformers.GraniteConfig(**SHAPE, logits_scaling=3.0, attention_multiplier=0.3, residual_multiplier=0.5),
+        transformers.CohereConfig(**SHAPE, logit_scale=0.3),
+        transformers.Gemma3TextConfig(**SHAPE, head_dim=8),
+        transformers.MixtralConfig(**SHAPE, num_local_experts=4),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_other_families_take_rows_through_their_own_head(
+    config: PreTrainedConfig, recwarn: pytest.WarningsRecorder
+) -> None:
+    assert_equal(build(config), random_trees(random.Random(7), 4, 2), 1e-5)
+    assert not recwarn
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (transformers.MistralConfig(**SHAPE, sliding_window=8), "window of 8 tokens"),
+        (transformers.Gemma2Config(**SHAPE, head_dim=8), "softcap"),
+        (transformers.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2), "state"),
+        (transformers.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4), "replaced"),
+        (transformers.LlamaConfig(**SHAPE, rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
+        (transformers.LlamaConfig(**SHAPE, attention_dropout=0.1), "drops out"),
+    ],
+    ids=["sliding", "softcap", "recurrent", "alibi", "dynamic-rope", "dropout"],
+)
+def test_what_no_row_can_express_falls_back_says_so_once_and_is_right(config: PreTrainedConfig, reason: str) -> None:
+    model = build(config)
+    trees = random_trees(random.Random(8), 4, 2)
+    with pytest.warns(UserWarning, match=reason):
+        answer_logps(model.train(), trees, CPU)
+    model.eval()
+    with warnings.catch_warnings(action="error"):
+        assert_equal(model, trees, 1e-5)
+
+
+def test_a_model_that_loses_the_row_on_its_way_to_the_layers_is_found_out() -> None:
+    class ForgetfulConfig(transformers.LlamaConfig):
+        model_type = "forgetful"
+
+    class Forgetful(LlamaForCausalLM):
+        def forward(self, *args, tree_row=None, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    model = Forgetful(ForgetfulConfig(**SHAPE)).eval()
+    with pytest.warns(UserWarning, match="the plain path"):
+        assert_equal(model, random_trees(random.Random(9), 4, 2), 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)])
+def test_rows_on_cuda_score_like_rows_on_cpu_in_fp64(dtype: torch.dtype, tolerance: float) -> None:
+    model = make_model("qwen3", VOCAB, dtype=torch.float64, width=128)
+    trees, weights = random_trees(random.Random(10), 6, 3), torch.randn(6, 3, dtype=torch.float64)
+    truth = answer_logps(model, trees, CPU)
+    expected = gradients(model, truth, weights)
+    device = torch.device("cuda")
+    model.to(device, dtype)
+    logps = answer_logps(model, trees, device)
+    assert relative(logps.detach().cpu().double(), truth.detach()) < tolerance
+    found = gradients(model, logps, weights.to(device))
+    assert all(relative(found[name].cpu().double(), gradient) < 3 * tolerance for name, gradient in expected.items())

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +16,7 @@ from pocket_prompts import judge_prompt, reviser_prompt
 from rapidfuzz.distance import Levenshtein
 
 from anchored.create.clair import Revision, parse
+from anchored.create.leak import find_leak
 from anchored.create.replies import Problem
 from anchored.errors import ModelError
 from anchored.pocket.mistakes import student_answer
@@ -333,6 +337,11 @@ def test_creation_reads_a_revision_whole_and_spoiled_ones_as_what_they_are() -> 
     assert isinstance(revision, Revision)
     assert revision.text == RIGHT
     assert revision.rational.startswith("The result has to be 725.")
+    assert find_leak(revision.text, ADDITION.question, WRONG) is None
+    with Teacher(Faults(leak=1)) as teacher, client_of(teacher) as client:
+        leaking = parse(answer_of(client, prompt), WRONG)
+    assert isinstance(leaking, Revision)
+    assert find_leak(leaking.text, ADDITION.question, WRONG) == "In this corrected solution"
     for fault, outcome in outcomes.items():
         with Teacher(Faults.model_validate({fault: 1.0})) as teacher, client_of(teacher) as client:
             problem = parse(answer_of(client, prompt), WRONG)
@@ -359,6 +368,28 @@ def test_what_reached_the_server_is_told_apart_by_content_and_part() -> None:
     assert [seen.part for seen in teacher.requests] == ["stronger", "reviser", "judge", "stronger"]
     assert [seen.attempt for seen in teacher.requests] == [0, 0, 0, 1]
     assert len({seen.content for seen in teacher.requests}) == 3
+
+
+def test_it_runs_by_hand_with_faults_as_flags() -> None:
+    command = [sys.executable, "-m", "anchored.pocket.teacher", "--quota-exhausted"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            announced = process.stdout.readline()
+            base_url = announced.split()[2].rstrip(";")
+            with pytest.raises(openai.RateLimitError, match="quota"):
+                answer_of(openai.OpenAI(base_url=base_url, api_key="any", max_retries=0), ADDITION.question)
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == "1 requests\n"
+        assert process.returncode == 0
+
+
+def test_an_impossible_flag_is_refused_in_one_line() -> None:
+    command = [sys.executable, "-m", "anchored.pocket.teacher", "--leak", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "leak: Input should be less than or equal to 1" in done.stderr
 
 
 def test_a_taken_port_is_named() -> None:

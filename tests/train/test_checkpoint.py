@@ -53,16 +53,16 @@ def test_only_finished_folders_are_left_and_no_resume_point(model: Path, tmp_pat
 
 
 def test_small_updates_reach_a_bfloat16_model(tmp_path: Path) -> None:
-    """Steps too small for bfloat16 one by one add up in float32, as they do for a float32 model with the same weights."""
+    """Steps too small for bfloat16 one by one add up, as they do where the model itself runs in float32."""
     start = save_folder(tmp_path / "start", dtype=torch.bfloat16)
     moved = {}
     for precision in ("float32", "bfloat16"):
-        settings = make_settings(precision=precision, epochs=20, optimizer={"lr": 2e-5, "schedule": "constant"})
-        trained(tmp_path / precision, start, settings, make_pairs(4))
-        after = weights(tmp_path / precision / "checkpoints" / "epoch-20")
+        settings = make_settings(precision=precision, epochs=1, optimizer={"lr": 2e-5, "schedule": "constant"})
+        trained(tmp_path / precision, start, settings, make_pairs(80))
+        after = weights(tmp_path / precision / "checkpoints" / "epoch-01")
         moved[precision] = torch.cat([(after[k].float() - w.float()).flatten() for k, w in weights(start).items()])
     alike = torch.nn.functional.cosine_similarity(moved["float32"], moved["bfloat16"], dim=0)
-    assert alike > 0.6
+    assert alike > 0.95
     assert (moved["bfloat16"] != 0).float().mean() > 0.3
 
 

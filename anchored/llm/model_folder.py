@@ -1,0 +1,225 @@
+"""Models and tokenizers from a Hugging Face folder or the Hub, checked before they are used, and their content's hash.
+
+In: a folder's path or a Hub id. Out: transformers objects. A folder is read without a look at the network; of the Hub
+only what is needed comes, once, into its usual cache. Weights load from safetensors alone and no code from the folder
+runs. Whatever is missing or broken is a ModelError that says so. Generation and rendering are not here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anchored.errors import ModelError
+from anchored.records import content_hash
+from anchored.runs import one_line
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENIZER_DATA = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+_TEXTS = ("added_tokens.json", "merges.txt", "chat_template.jinja", *_TOKENIZER_DATA)
+_HISTORY = {"transformers_version", "_name_or_path"}
+_SEGMENT = 1 << 26  # bytes hashed at a time, so that threads share the shards of a big model
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """The causal language model in `source`, in eval mode; dtype `auto` is the one that its weights are stored in."""
+    from transformers import AutoModelForCausalLM
+
+    folder = model_folder(source)
+    try:
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers, safetensors and a broken config raise many kinds
+        raise ModelError(
+            f"{source}: the model cannot be loaded: {one_line(error)}; it must be a causal language model that this "
+            "version of transformers knows, without code of its own"
+        ) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"{source}: {len(missing)} weights are not in the safetensors files ({missing[0]}, ...); the folder is "
+            "incomplete, or its config.json belongs to another model"
+        )
+    return model.to(device).eval()
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `source`, with its chat template."""
+    from transformers import AutoTokenizer
+
+    folder = model_folder(source)
+    if not any((folder / name).is_file() for name in _TOKENIZER_DATA):
+        raise ModelError(f"{source}: no tokenizer ({', '.join(_TOKENIZER_DATA[:2])}, ...); copy the base model's there")
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"{source}: the tokenizer cannot be loaded: {one_line(error)}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{source}: the tokenizer has no chat template; put a chat_template.jinja into the folder, or choose the "
+            "model's -Instruct variant"
+        )
+    return tokenizer
+
+
+def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end an answer: the generation config's, the tokenizer's EOS, and what the template writes."""
+    configured: Any = model.generation_config.eos_token_id if model.generation_config else None
+    ids = [*(configured if isinstance(configured, list) else [configured])]
+    ids += [tokenizer.eos_token_id, _template_end(tokenizer)]
+    known = tuple(sorted({id for id in ids if id is not None}))
+    if not known:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: nothing says which token ends an answer; set eos_token_id in "
+            "generation_config.json"
+        )
+    return known
+
+
+def fingerprint(source: str | Path) -> str:
+    """A hash (64 hex digits) of all that shapes replies: weights, settings, tokenizer; not where the folder lies."""
+    folder = model_folder(source)
+    settings = {name: _settings(folder / name) for name in _SETTINGS if (folder / name).is_file()}
+    files = [*(folder / name for name in _TEXTS if (folder / name).is_file()), *_weight_files(folder)]
+    digests = {file.name: _digest(file.resolve(), file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    return content_hash([settings, digests])
+
+
+def model_folder(source: str | Path) -> Path:
+    """The folder of `source`, downloaded if it is a Hub id; checked to hold a config and safetensors weights."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if folder.exists():
+            raise ModelError(f"{source}: a file, where a model's folder is expected; name the folder it lies in")
+        if not _may_be_hub_id(source):
+            raise ModelError(f"{source}: no such folder{_nearest(folder)}")
+        folder = _download(str(source))
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{source}: an adapter without its base model; merge them (peft: merge_and_unload) and save"
+            )
+        raise ModelError(
+            f"{source}: no config.json, so this is not a Hugging Face model folder{_nearest_inside(folder)}"
+        )
+    if not _weight_files(folder):
+        pickled = sorted(file.name for ending in ("*.bin", "*.pt", "*.pth") for file in folder.glob(ending))
+        if pickled:
+            raise ModelError(
+                f"{source}: weights only as pickle ({pickled[0]}), which can run code and is never loaded; save them "
+                "as safetensors (model.save_pretrained with a recent transformers)"
+            )
+        raise ModelError(f"{source}: no weights (model.safetensors)")
+    return folder
+
+
+def _may_be_hub_id(source: str | Path) -> bool:
+    return isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) is not None
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.safetensors.index.json", *_SETTINGS, *_TEXTS]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]))
+    except Exception as error:  # the Hub's own errors, httpx's, the disk's
+        raise ModelError(
+            f"{hub_id}: no such folder{_nearest(Path(hub_id))}, and not to be had from the Hub "
+            f"({one_line(error)[:200]}); correct the path, or check the id, the network and `hf auth login`"
+        ) from error
+
+
+def _nearest(folder: Path) -> str:
+    """A hint for a mistyped path: the folder beside it whose name is the closest."""
+    parent = folder.absolute().parent
+    siblings = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, siblings, n=1)
+    return f" (did you mean {folder.with_name(near[0])}?)" if near else ""
+
+
+def _nearest_inside(folder: Path) -> str:
+    inside = sorted(path.parent for path in folder.glob("*/config.json"))
+    return f" (did you mean {inside[-1]}?)" if inside else ""
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.safetensors") if file.is_file())
+
+
+def _settings(file: Path) -> Any:
+    """A settings file's values, without the note of what wrote it."""
+    try:
+        values = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{file}: not JSON ({one_line(error)}); copy the file from the base model again") from error
+    return {key: value for key, value in values.items() if key not in _HISTORY} if isinstance(values, dict) else values
+
+
+@lru_cache(maxsize=4096)
+def _digest(file: Path, size: int, mtime_ns: int) -> str:
+    """The hash of a file's content, in segments; size and time are there for the cache to see a change."""
+    with file.open("rb") as handle, ThreadPoolExecutor() as pool:
+        read = handle.fileno()
+        parts = pool.map(
+            lambda start: hashlib.sha256(os.pread(read, _SEGMENT, start)).hexdigest(), range(0, size, _SEGMENT)
+        )
+        return content_hash([size, *parts])
+
+
+def _template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The added token that the template puts after an answer's text, if any."""
+    text = "ANSWER"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
+    try:
+        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception as error:  # whatever a template's author raises, or jinja
+        raise ModelError(
+            f"{tokenizer.name_or_path}: the chat template fails on a question and its answer: {one_line(error)}; mend "
+            "it or take the base model's"
+        ) from error
+    after = rendered.rpartition(text)[2].strip()
+    ends = (id for id, token in tokenizer.added_tokens_decoder.items() if after.startswith(str(token)))
+    return max(ends, key=lambda id: len(str(tokenizer.added_tokens_decoder[id])), default=None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars: the command shows its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,200 @@
+"""Does a revision speak of being one? Both sides as tables: what must be seen, and what must be left alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from anchored.create.leak import find_leak
+
+WHY = "Why is the sky blue?"
+
+LEAKS = [
+    "In this corrected solution, we check the input against a list.",
+    "Here's a corrected and feasible approach:\n\n1. Start.",
+    "This revised version keeps the structure but is clearer.",
+    "The student's answer is right, and here is why.",
+    "The answer above has improved upon the original answer.",
+    "**Corrected Answer:**\nThe sky scatters light.",
+    "Corrected Solution:\n\nThe sky scatters light.",
+    "## Revised Version\n\nThe sky scatters light.",
+    "Improved explanation: the sky scatters light.",
+    "Here is the revised answer:\n\nThe sky scatters light.",
+    "Here's an improved version of the answer:",
+    "Here is an enhanced, clearer explanation:",
+    "Below is the updated code:\n```python\nprint(1)\n```",
+    "I've corrected the code so that it runs.",
+    "I have revised the explanation to be more engaging.",
+    "I corrected your answer to mention Rayleigh.",
+    "The answer has been corrected to mention Rayleigh.",
+    "The solution has been slightly revised for clarity.",
+    "Unlike the original answer, this one names the cause.",
+    "The previous answer was missing the reason.",
+    "Compared to the original response, this adds an example.",
+    "The original student answer confused red and blue.",
+    "As noted in {teacher_reasoning}, light scatters.",
+    "The {corrected_student_solution} follows.",
+    "The student_solution forgot the units.",
+    "Let me provide a corrected version:",
+    "Let me present a refined answer.",
+    "This improved explanation names the cause.",
+    "With these corrections, the program runs.",
+    "These corrections ensure that the loop ends.",
+    "This revision makes the text easier to read.",
+    "**Changes made:**\n- named the cause",
+    "### Key corrections\n- named the cause",
+    "Corrections:\n1. named the cause",
+    "The sky is blue (corrected) because light scatters.",
+    "for i in range(10):  # Corrected: was range(9)\n    print(i)",
+    "int x = 1; // Corrected the initial value",
+    "My revised response is below.",
+    "The corrected code above now compiles.",
+    "This answer is a revision of the original answer.",
+    "This is a clearer, more accurate, and more engaging answer.",
+    "Here is a better answer to the question.",
+    "*Revised for clarity and accuracy.*",
+    "In this **corrected** solution, we check the input.",
+    "In this improved, more engaging response, we look at light.",
+    "Here’s the corrected version:\nThe sky scatters light.",
+    "Here is a rewritten and more engaging response:",
+    "The improved solution is as follows: light scatters.",
+    "the following revised answer names the cause.",
+    "As a corrected answer, we can say that light scatters.",
+    "The student's original solution did not handle spaces.",
+    "I have fixed the errors in the loop.",
+    "I've reworded some sentences to be clearer.",
+    "The explanation has been refined.",
+    "Updated Answer: 42",
+    "Let's correct the mistakes step by step.",
+    "The corrections include a new loop.",
+    "Corrected:\nLight scatters.",
+    "I made some changes to your answer to make it clearer.",
+    "A revised version of your answer could read: light scatters.",
+    "The code provided by the student did not compile.",
+    "This version corrects the claim about the ocean.",
+    "This answer builds on the original by naming Rayleigh.",
+    "Sure! Here is a slightly improved response:",
+    "Here's the revised conversation:",
+    "Here is a clearer and corrected version of the story:",
+    "The revised explanation is as follows.",
+]
+
+ORDINARY = [
+    "Apple released an improved version of the iPhone in 2012.",
+    "See the revised edition of the book.",
+    "Install the updated version of Python first.",
+    "A cache gives improved response time.",
+    "Hospitals with improved response times save lives.",
+    "Zero trust is an enhanced approach to security.",
+    "The controller keeps correcting deviations in real time.",
+    "The correct answer is 42.",
+    "A correct solution needs two loops.",
+    "Corrected p-values control the error rate.",
+    "The company updated its answer to the regulator's questions.",
+    "Students answer the questionnaire after class.",
+    "Improved solutions for waste management exist.",
+    "The initial response to the earthquake was slow.",
+    "The student explained that the bus was late.",
+    "This enhanced functionality improves recognition.",
+    "She revised for her exam all night.",
+    "The bill was amended in 1972, and the amended version passed.",
+    "Glasses give corrected vision.",
+    "Inflation-corrected wages fell.",
+    "The solution has been stirred for an hour.",
+    "The answer has been known since 1871.",
+    "An updated list of members is kept by the clerk.",
+    "The improved code review process saves time.",
+    "I improved my grades by studying daily.",
+    "The original recipe comes from Naples.",
+    "The previous president signed the treaty.",
+    "The modified Newton method converges faster.",
+    "This modified gravity theory explains rotation curves.",
+    "Fixed costs do not change with output.",
+    "A fixed list of steps keeps pilots safe.",
+    "static int fixed = 1; // fixed size buffer",
+    "The adjusted analysis accounts for age.",
+    "Our improved understanding of light came with Rayleigh.",
+    "Polished steel reflects light.",
+    "Clear and more accurate clocks followed.",
+    "Reading aloud makes stories clearer and more engaging.",
+    "This updated version of Python adds pattern matching.",
+    "Version 2 improves on the original film in every way.",
+    "Here is a list of improved crops: maize, wheat.",
+    "Here is how improved seeds help farmers.",
+    "He gave a refined answer worthy of a diplomat.",
+    "Feedback corrections keep the satellite on course.",
+    "A corrected proof was published in 1995.",
+    "This revision of the constitution was ratified in 1920.",
+    "Here are some modified starch products: E1404.",
+    "Here's my plan for an improved garden.",
+    "This is a modified version of the Turing test.",
+    "The king made changes to the law.",
+    "Let's fix the dimension d and let n grow.",
+    "I have made several changes to my diet.",
+    "This version of events corrects nothing.",
+    "Updated: June 2020",
+    "The corrected age is used for preterm infants.",
+    "The committee presented a revised plan to the council.",
+    "Nurses should edit the list of medicines each day.",
+    "Here is an updated look at the market.",
+    "This is a fixed point of the map.",
+    "Here is a simplified explanation of inflation:",
+    "Improved version control helps teams.",
+    "The following improved varieties are common: Fuji, Gala.",
+    "An improved immune response follows.",
+]
+
+
+@pytest.mark.parametrize("text", LEAKS)
+def test_words_that_speak_of_a_revision_are_a_leak(text: str) -> None:
+    assert find_leak(text, WHY, "Because of the ocean.") is not None
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_words_about_the_world_are_no_leak(text: str) -> None:
+    assert find_leak(text, WHY, "Because of the ocean.") is None
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        ("Rewrite this sentence: him go home", "Here is the rewritten sentence: He goes home."),
+        ("Please correct the grammar: him go home", "Corrected sentence: He goes home."),
+        ("Fix the bug in my code:\nprint(x", "Here's the corrected code:\nprint(x)"),
+        ("What is the error with this code: int f(){}", "Here's the corrected version: int f(){return 0;}"),
+        ("Improve the following essay: ...", "Here is an improved version:\n\nOnce upon a time"),
+        ("Modify the program to print 10 lines.", "Here is the modified program:\nprint(1)"),
+        ("Grade this student's answer: 2+2=5", "The student's answer is wrong: 2+2=4."),
+        ("My previous solution was O(n^2). How do I speed it up?", "Your previous solution compares all pairs."),
+        ("How would you edit this paragraph?", "**Revised paragraph:** It rained."),
+        (
+            "Explain the slot {corrected_student_solution} of the CLAIR prompt.",
+            "{corrected_student_solution} is a slot.",
+        ),
+    ],
+)
+def test_a_task_that_is_about_editing_excuses_its_words(task: str, text: str) -> None:
+    assert find_leak(text, WHY, "") is not None, "without the task the words would be a leak"
+    assert find_leak(text, task, "") is None
+
+
+def test_a_rejected_answer_that_talks_so_excuses_the_words() -> None:
+    text = "I corrected your answer: it is Rayleigh scattering."
+    assert find_leak(text, WHY, "Here is my corrected answer: the ocean.") is None
+    assert find_leak(text, WHY, "The ocean.") == "I corrected your answer"
+
+
+def test_a_change_that_the_task_asks_for_does_not_excuse_a_correction() -> None:
+    task = "Modify the C++ code below to use the golden ratio, and explain the correct output."
+    assert (
+        find_leak("Here's a corrected and feasible approach:", task, "Sure!")
+        == "Here's a corrected and feasible approach"
+    )
+
+
+def test_the_first_leak_is_named() -> None:
+    assert find_leak("Light scatters. In this\nrevised answer we say so.", WHY, "") == "In this revised answer"
+
+
+def test_a_long_text_takes_no_noticeable_time() -> None:
+    hard = "here is a improved very very very very corrected much more and so on " * 3000
+    find_leak(hard, WHY, hard[:1000])

@@ -1,0 +1,169 @@
+"""A real HTTP server on loopback that answers chat completions by a script, and writes down what it saw."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+Act = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Seen:
+    """One request as the server saw it."""
+
+    at: float
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+
+@dataclass
+class FaultServer:
+    """Plays `script` one act per request, then `always`."""
+
+    script: list[Act] = field(default_factory=list)
+    always: Act | None = None
+    seen: list[Seen] = field(default_factory=list)
+    in_flight: int = 0
+    most_in_flight: int = 0
+    base_url: str = ""
+
+    def __enter__(self) -> FaultServer:
+        ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)))
+        self._thread.start()
+        ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+
+    async def _serve(self, ready: threading.Event) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_get("/v1/models", self._models)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0]
+        self.base_url = f"http://{host}:{port}/v1"
+        ready.set()
+        await self._end.wait()
+        await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.seen.append(Seen(time.monotonic(), await request.json(), dict(request.headers)))
+        act = self.script.pop(0) if self.script else self.always or says("fine")
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            return await act(request)
+        finally:
+            self.in_flight -= 1
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        return await self.always(request) if self.always else web.json_response({"data": []})
+
+
+def completion(content: Any, *, finish_reason: str | None = "stop", **message: Any) -> dict[str, Any]:
+    """A chat completion as an endpoint sends it."""
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "served-model",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content, **message},
+                "finish_reason": finish_reason,
+            }
+        ],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+    }
+
+
+def says(content: Any, *, after: float = 0.0, **message: Any) -> Act:
+    async def act(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(after)
+        return web.json_response(completion(content, **message))
+
+    return act
+
+
+def fails(status: int, error: Any = None, headers: Mapping[str, str] | None = None) -> Act:
+    async def act(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": error or {"message": f"no luck ({status})"}}, status=status, headers=headers)
+
+    return act
+
+
+def sends(text: str, content_type: str = "application/json", status: int = 200) -> Act:
+    async def act(_: web.Request) -> web.StreamResponse:
+        return web.Response(text=text, content_type=content_type, status=status)
+
+    return act
+
+
+def cuts(beginning: bytes = b'{"choices": [{"message": {"content": "half of') -> Act:
+    """Promises 1000 bytes, sends a few and hangs up."""
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000", "Content-Type": "application/json"})
+        await response.prepare(request)
+        await response.write(beginning)
+        _hang_up(request)
+        return response
+
+    return act
+
+
+def hangs_up() -> Act:
+    async def act(request: web.Request) -> web.StreamResponse:
+        _hang_up(request)
+        return web.Response()
+
+    return act
+
+
+def hangs() -> Act:
+    async def act(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    return act
+
+
+def trickles(seconds: float) -> Act:
+    """Sends a byte now and then: no single read ever times out."""
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        for _ in range(round(seconds / 0.05)):
+            await response.write(b" ")
+            await asyncio.sleep(0.05)
+        return response
+
+    return act
+
+
+def echoes_headers(status: int) -> Act:
+    async def act(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"message": f"bad headers {dict(request.headers)}"}}, status=status)
+
+    return act
+
+
+def _hang_up(request: web.Request) -> None:
+    assert request.transport is not None
+    request.transport.close()
