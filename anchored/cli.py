@@ -38,7 +38,9 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 Stage = Literal["create", "train", "evaluate", "report"]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override.")]
-Limit = Annotated[int | None, typer.Option(help="Use at most N prompts, and N questions of each benchmark.", metavar="N")]
+Limit = Annotated[
+    int | None, typer.Option(help="Use at most N prompts, and N questions of each benchmark.", metavar="N")
+]
 Redo = Annotated[Stage | None, typer.Option(help="Do STAGE and what follows again; paid replies are kept.")]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")]
 
@@ -59,7 +61,9 @@ def demo(
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder [default: runs/RECIPE].")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run folder [default: runs/RECIPE].")
+    ] = None,
     until: Annotated[Stage | None, typer.Option(help="Stop after this stage.")] = None,
     limit: Limit = None,
     redo: Redo = None,
@@ -70,19 +74,25 @@ def run(
 
 
 @app.command()
-def create(recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None, redo: Redo = None) -> None:
+def create(
+    recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None, redo: Redo = None
+) -> None:
     """Prompts to preference pairs."""
     _run(recipe, overrides or (), out, ("create",), limit, redo)
 
 
 @app.command()
-def train(recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None, redo: Redo = None) -> None:
+def train(
+    recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None, redo: Redo = None
+) -> None:
     """Pairs to checkpoints."""
     _run(recipe, overrides or (), out, ("train",), limit, redo)
 
 
 @app.command()
-def evaluate(recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None, redo: Redo = None) -> None:
+def evaluate(
+    recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None, redo: Redo = None
+) -> None:
     """Checkpoints to scores."""
     _run(recipe, overrides or (), out, ("evaluate",), limit, redo)
 
@@ -96,7 +106,9 @@ def report(recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limi
 @app.command()
 def contrast(
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, folders or Hub ids.")],
-    tokenizer: Annotated[str, typer.Option(metavar="NAME", help="whitespace, word, or a Hugging Face tokenizer.")] = "whitespace",
+    tokenizer: Annotated[
+        str, typer.Option(metavar="NAME", help="whitespace, word, or a Hugging Face tokenizer.")
+    ] = "whitespace",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """How far the answers of pairs differ (the paper's Table 1), over one or more data sets."""
@@ -159,7 +171,9 @@ def _exit_code() -> int:
         return 1
     except Exception:
         traceback.print_exc()
-        _complain("this is a fault of anchored, not yours; the run folder is intact. Please report it with the lines above")
+        _complain(
+            "this is a fault of anchored, not yours; the run folder is intact. Please report it with the lines above"
+        )
         return 1
 
 
@@ -202,10 +216,9 @@ def _show(run: Run, stages: Any) -> None:
 def _print_table(table: Any) -> None:
     shown = RichTable(title=table.title, title_justify="left", title_style="bold")
     for index, column in enumerate(table.columns):
-        shown.add_column(escape(column), justify="left" if index == 0 else "right")
+        shown.add_column(escape(column), justify="right" if table.is_numeric(index) else "left")
     for row in table.rows:
-        shown.add_row(*(escape(str(cell)) for cell in row))
+        shown.add_row(*map(escape, row))
     _out.print(shown)
-
-
-
+    if table.note:
+        _out.print(f"[dim]{escape(table.note)}[/]", highlight=False, soft_wrap=True)

@@ -185,15 +185,16 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _hugging_face_tokenizer(name: str) -> Tokenize:
+    close = difflib.get_close_matches(name, NAMED_TOKENIZERS, n=1)
+    if close:
+        raise ModelError(f"tokenizer {name!r} is not known; did you mean {close[0]}?")
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the library raises of every kind
-        close = difflib.get_close_matches(name, NAMED_TOKENIZERS, n=1, cutoff=0.5)
-        meant = f" (did you mean {close[0]}?)" if close else ""
         raise ModelError(
-            f"tokenizer {name!r}: neither {' nor '.join(NAMED_TOKENIZERS)}{meant}, nor a Hugging Face folder or id with a "
+            f"tokenizer {name!r}: neither {' nor '.join(NAMED_TOKENIZERS)}, nor a Hugging Face folder or id with a "
             f"tokenizer ({one_line(error)[:200]})"
         ) from None
     return lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

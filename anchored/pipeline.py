@@ -1,34 +1,35 @@
 """The order of the stages, and what each is handed: its own settings, its inputs, and the chats that answer for it.
 
 The only file that knows how the stages follow one another. A complete stage is skipped; one that was cut short goes on
-where it was. Names such as `pocket` are looked up in the tables at the top, so the pocket world takes part as any model,
-data set, server or benchmark does.
+where it was. Names such as `pocket` are looked up in the tables at the top, so the pocket world takes part as any
+model, data set, server or benchmark does.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from anchored import datasets_io, recipe as recipes
+from anchored import datasets_io
+from anchored import recipe as recipes
 from anchored.create.settings import CreateSettings
 from anchored.create.stage import CreateChats, create
 from anchored.errors import EvaluationError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
-from anchored.evaluate.stage import START, Checkpoint, evaluate
-from anchored.llm.chat import Chat
+from anchored.evaluate.stage import Checkpoint, evaluate
+from anchored.llm.chat import Chat, Reply, Request
 from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.replies import ReplyStore
 from anchored.llm.settings import EndpointSettings
 from anchored.pocket import world
 from anchored.progress import Progress
 from anchored.recipe import Recipe
-from anchored.records import Pair
+from anchored.records import START, Pair
 from anchored.runs import STAGES, Run
 
 
@@ -109,11 +110,11 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
     prompts = _limited_prompts(_prompts(settings), recipe.limit)
     teacher_settings = settings.teacher()
     with ReplyStore(run.replies) as store, _served(teacher_settings) as base_url:
-        policy = store.remember(_local_chat(_model(recipe), recipe.policy.model, settings.sample.batch_size))
-        teacher_chat = OpenAIChat(teacher_settings, base_url=base_url)
-        teacher = store.remember(teacher_chat)
+        endpoint = OpenAIChat(teacher_settings, base_url=base_url)
+        local = _local_chat(_model(recipe), recipe.policy.model, settings.sample.batch_size)
+        policy = store.remember(_CheckedFirst(local, endpoint.check))
+        teacher = store.remember(endpoint)
         try:
-            await teacher_chat.check()
             await create(run, settings, prompts, CreateChats(policy, teacher), progress)
         finally:
             await teacher.close()
@@ -167,6 +168,24 @@ def _local_chat(folder: str | Path, name: str, batch_size: int) -> Chat:
     from anchored.llm.local_chat import LocalChat
 
     return LocalChat(folder, batch_size=batch_size, name=name)
+
+
+class _CheckedFirst:
+    """A chat that is not asked before a check has passed: no hours of sampling for a teacher whose key is wrong.
+
+    Behind the store, so where every sample is known nothing is checked and the teacher may be out of reach.
+    """
+
+    def __init__(self, chat: Chat, check: Callable[[], Awaitable[None]]) -> None:
+        self.name, self.fingerprint, self.close = chat.name, chat.fingerprint, chat.close
+        self._chat, self._check = chat, check
+        self._checked: asyncio.Future[None] | None = None
+
+    async def reply(self, request: Request) -> Reply:
+        if self._checked is None:
+            self._checked = asyncio.ensure_future(self._check())
+        await asyncio.shield(self._checked)
+        return await self._chat.reply(request)
 
 
 @contextmanager
@@ -223,7 +242,8 @@ def _benchmark(name: str) -> Benchmark:
     if name.endswith(".jsonl"):
         return Questions(Path(name))
     raise EvaluationError(
-        f"evaluate.benchmarks: {name!r} is not known; choose from {', '.join(BENCHMARKS)}, or give a path to a .jsonl of questions"
+        f"evaluate.benchmarks: {name!r} is not known; choose from {', '.join(BENCHMARKS)}, or give a path to a "
+        ".jsonl of questions"
     )
 
 

@@ -59,7 +59,7 @@ class Change:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `key=value` overrides; values are YAML (`train.epochs=4`, `create.filters=[leak]`)."""
+    """Read a recipe file and apply `key=value` overrides, their values being YAML (`create.filters=[leak]`)."""
     try:
         settings = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -94,15 +94,18 @@ def begin(run: Run, recipe: Recipe) -> None:
         more = f" (and {len(changed) - 1} more: {', '.join(c.key for c in changed[1:])})" if len(changed) > 1 else ""
         redo = first_stage(changed)
         raise RecipeError(
-            f"{change.key} is {change.now!r}, but the run in {run.folder} was begun with {change.before!r}{more}; give the old "
-            f"value back, choose another --out, or add --redo {redo} to do {redo} and the stages after it again (paid replies are kept)"
+            f"{change.key} is {change.now!r}, but the run in {run.folder} was begun with {change.before!r}{more}; "
+            f"give the old value back, choose another --out, or add --redo {redo} to do {redo} and the stages after it "
+            "again (paid replies are kept)"
         )
     write(run, recipe)
 
 
 def write(run: Run, recipe: Recipe) -> None:
     """Put the resolved recipe and the versions in the run folder."""
-    text = yaml.safe_dump({**recipe.model_dump(mode="json"), "versions": _versions()}, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(
+        {**recipe.model_dump(mode="json"), "versions": _versions()}, sort_keys=False, allow_unicode=True
+    )
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.recipe, text)
 
@@ -154,7 +157,11 @@ def _explain(problem: Any) -> str:
         known = _keys_at(path[:-1])
         return f"{key}: unknown key{_nearest(str(path[-1]), known)}; the keys here are {', '.join(known)}"
     if problem["type"] == "missing":
-        return f"{key}: missing; a recipe needs at least `policy: {{model: FOLDER}}`" if path[0] == "policy" else f"{key}: missing"
+        return (
+            f"{key}: missing; a recipe needs at least `policy: {{model: FOLDER}}`"
+            if path[0] == "policy"
+            else f"{key}: missing"
+        )
     value = problem.get("input")
     if problem["type"] == "literal_error":
         known = [part.strip(" '") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]

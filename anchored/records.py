@@ -13,6 +13,9 @@ from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 
+START = "start"
+"""The starting model's name among the checkpoints."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

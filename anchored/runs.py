@@ -87,7 +87,9 @@ class Run:
         try:
             settings = yaml.safe_load(self.recipe.read_text("utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{self.recipe}: not a readable recipe ({one_line(error)}); restore or delete it") from None
+            raise RecipeError(
+                f"{self.recipe}: not a readable recipe ({one_line(error)}); restore or delete it"
+            ) from None
         if not isinstance(settings, dict):
             raise RecipeError(f"{self.recipe}: holds no settings; restore or delete it")
         return settings

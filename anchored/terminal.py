@@ -1,4 +1,4 @@
-"""What a run shows in a terminal: live progress, notes and tables. In a log file: a line now and then, no control codes."""
+"""What a run shows in a terminal: live progress and notes. In a log file: a line now and then, no control codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 
 _SECONDS_BETWEEN_LOG_LINES = 20.0

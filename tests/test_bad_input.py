@@ -1,4 +1,4 @@
-"""What users get wrong, and what breaks under them: one line that names it and the way out, exit code 2, nothing lost."""
+"""What users get wrong, what breaks under them: one line names it and the way out, exit code 2, nothing lost."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def test_pairs_with_equal_answers(tmp_path: Path) -> None:
     data.write_text(json.dumps(equal) + "\n")
     assert_one_line(anchored("run", POCKET, f"train.data={data}", "--out", tmp_path / "run"), str(data), "identical")
     data.write_text(json.dumps(equal) + "\n" + json.dumps({**equal, "rejected": "It is 3."}) + "\n")
-    done = anchored("run", POCKET, f"train.data={data}", "train.epochs=1", "--until", "train", "--out", tmp_path / "run2")
+    done = anchored(
+        "run", POCKET, f"train.data={data}", "train.epochs=1", "--until", "train", "--out", tmp_path / "run2"
+    )
     assert done.code == 0, done.err
     assert "1 identical" in done.out
 

@@ -1,9 +1,9 @@
-"""Does a revision speak of being one? Such words ("In this corrected solution, ...") teach a policy to talk of corrections.
+"""Does a revision speak of being one? Such words ("In this corrected solution") teach a policy to talk of corrections.
 
-In: the revision, and what its reader knows (the task and the rejected answer). Out: the words that give it away, or None.
-A phrase counts where it points at the answer itself ("here is the revised version", "your original answer"), not where
-a thing of the world is improved ("an improved version of the iPhone"); and not where the task asks for editing, or where
-the task or the rejected answer talk so themselves. English only.
+In: the revision, and what its reader knows (the task and the rejected answer). Out: the words that give it away, or
+None. A phrase counts where it points at the answer itself ("here is the revised version", "your original answer"), not
+where a thing of the world is improved ("an improved version of the iPhone"); and not where the task asks for editing,
+or where the task or the rejected answer talk so themselves. English only.
 """
 
 from __future__ import annotations
@@ -44,27 +44,32 @@ def _any(words: str) -> str:
 
 _REVISED = _any(
     "corrected revised improved enhanced updated refined rewritten reworked edited amended polished fixed modified"
-    " adjusted reworded rephrased restructured reformulated clarified redone rectified revamped tweaked overhauled upgraded"
+    " adjusted reworded rephrased restructured reformulated clarified redone rectified revamped tweaked overhauled"
+    " upgraded"
 )
 _ANSWER = _any("answer solution response reply submission attempt")
 _TEXT = _any(
     "version revision explanation code program snippet script function implementation text paragraph sentence passage"
-    " essay draft wording example description summary statement list table dialogue conversation story poem letter email"
+    " essay draft wording example description summary statement list table dialogue conversation story poem letter"
+    " email"
     " approach format breakdown guide outline analysis query formula calculations? steps proof content write-up recipe"
     " translation rewrite titles? questions?"
 )
 # a noun that goes on is another thing: improved response times, a revised answer key
 _COMPOUND = _any(
-    "times rates keys sheets choices options reviews bases standards systems plans teams units levels classes forms types"
+    "times rates keys sheets choices options reviews bases standards systems plans teams units levels classes forms"
+    " types"
     " curves spaces sets chains officers services"
 )
 _AFTER_A_NOUN = _any(
-    "to of for that which is are was will with in by we you i it and or but would should could can may might now has have"
+    "to of for that which is are was will with in by we you i it and or but would should could can may might now has"
+    " have"
     " had here below above as based from using while without after where this the also more so not clearly correctly"
     " accurately properly better"
 )
 _GAP_WORD = (
-    r"(?!(?:of|in|to|for|the|is|are|was|were|by|on|at|from|that|which|his|her|their|its|our|your|a|an|with)\b)[\w'-]+"
+    r"(?!(?:of|in|to|for|the|is|are|was|were|by|on|at|from|that|which|his|her|their|its|our|your|a|an"
+    r"|with)\b)[\w'+#/-]+"
 )
 _PIECES = {
     "revised": _REVISED,
@@ -76,20 +81,22 @@ _PIECES = {
     "code": _any("explanation code program script function implementation wording formula statement calculation"),
     "mistakes": _any(
         "explanation code program function script errors? mistakes? typos? wording grammar formatting calculations?"
-        " inaccurac(?:y|ies) statements? texts? sentences? paragraphs? examples? formula structure issues? inconsistenc(?:y|ies)"
+        " inaccurac(?:y|ies) statements? texts? sentences? paragraphs? examples? formula structure issues?"
+        " inconsistenc(?:y|ies)"
     ),
     "words": rf"(?:{_GAP_WORD}[ ,]+){{0,4}}?",
     "gap": rf"(?:[ ,]+{_GAP_WORD}){{0,4}}?[ ,]+",
-    "end": rf"(?=\s*(?:$|[^\w\s'-]|(?!{_COMPOUND}\b)\w+(?:s|ed)\b|{_AFTER_A_NOUN}\b))",
+    "end": rf"(?=\s*(?:$|[^\w\s'-]|(?!{_COMPOUND}\b)\w+(?:s|ed|ly)\b|{_AFTER_A_NOUN}\b))",
     # a revised version of the constitution is no text at hand
     "of_writing": rf"(?! of (?!(?:the|your|this|my|that) (?:\w+ ){{0,2}}(?:{_ANSWER}|{_TEXT}|original)\b))",
     "here": (
         r"\b(?:here(?:'s| is| are)|below (?:is|are|you(?:'ll| will) find)|(?:the )?following (?:is|are)|this is"
-        r"|(?:i|we|let me)(?:'ve| have|'ll| will)? (?:\w+ )?(?:provided?|present|presented|offer|give|given|wrote|written"
+        r"|(?:i|we|let me)(?:'ve| have|'ll| will)? (?:\w+ )?(?:provided?|present|presented|offer|give|given|wrote"
+        r"|written"
         r"|prepared|created?|suggest)) (?:(?:an?|the|your|my|our|one|some) )?"
     ),
     "line": r"^[ \t]*(?:\#{1,6}[ \t]*|[->*•][ \t]*|\d+[.)][ \t]*|[\(\[`\"]+)*(?:(?:the|my|an?) )?",
-    "heading": r"[ \t`\")\]]*(?::|$)",
+    "heading": r"(?: below| above)?[ \t`\")\]]*(?::|$)",
 }
 
 
@@ -101,77 +108,99 @@ def _phrases(*phrases: str) -> tuple[re.Pattern[str], ...]:
 
 _IDENTIFIER = re.compile(r"\b(?:corrected_)?student_solution(?:_[12])?\b|\bteacher[_ ]reasoning\b", re.IGNORECASE)
 (_HINT,) = _phrases(
-    r"student|original|previous|earlier|prior|initial|clear|revis|correct|better|improv|changes|edit|<revised>"
+    r"student|original|previous|earlier|prior|initial|clear|revis|correct|better|improv|changes|edit|more|<revised>"
 )
 
-# an answer is called an answer, and a revised one: no task asks for that. `named`: unless the task has such a thing in it
+# an answer is called an answer, and a revised one: no task asks for that; `named`: unless the task has such a thing
 _OF_AN_ANSWER = _phrases(
-    r"\b(?:this|the|my|our|your|in|as an?|following) <words><revised><gap><answer><end>",
+    r"\b(?:this|the|my|our|your|in|as an?|following) <words><revised><gap><answer>(?! of\b)<end>",
     r"<here><words><revised><gap><answer><end>",
     r"<line><revised><gap>(?:student(?:'s)? )?<answer><heading>",
     r"\b(?:here|this)(?:'s| is) an? (?:clearer|better|more (?:accurate|correct|engaging))<gap><answer><end>",
     r"\bclear(?:er)?,? (?:and )?more (?:correct|accurate),? and (?:more )?engaging\b",
     r"\b(?P<named>student)(?:'s|s')? (?:\w+ ){0,2}(?:answer|solution|response|submission|attempt|explanation|work)\b",
     r"\b(?:provided|given|written|made|presented|submitted) by the (?P<named>student)\b",
-    r"\b(?:the|your|my|our|an?|this|that) (?:original|previous|earlier|prior|initial) (?P<named>answer|explanation|attempt)<end>",
+    r"\bthe (?P<named>student) (?:should have|could have|forgot|failed|misunderst\w+|mistakenly|incorrectly|correctly"
+    r"|attempted)\b",
+    r"\b(?:the|your|my|our|an?|this|that) (?:original|previous|earlier|prior|initial) (?P<named>answer|explanation"
+    r"|attempt)<end>",
     r"\b(?:the|your|my|our) (?:original|previous|earlier|prior) (?P<named>response|reply|solution)<end>",
     r"\b(?:the|this|my) (?:answer|solution|response) (?:has|have) (?:now )?been (?:\w+ly )?<revised>\b",
-    r"\b(?:i|we)(?:'ve| have)? (?:\w+ ){0,2}?<edited> (?:upon |on )?(?:the|this|your|my|that) (?:\w+ ){0,2}?<answer><end>",
-    r"\b(?:revision|correction|improvement|rewrite|<revised> version) (?:of|to|on|over) (?:the|your|my|this|that) (?:\w+ )?"
+    r"\b(?:i|we)(?:'ve| have)? (?:\w+ ){0,2}?<edited> (?:upon |on )?(?:the|this|your|my|that) (?:\w+"
+    r" ){0,2}?<answer><end>",
+    r"\b(?:revision|correction|improvement|rewrite|<revised> version) (?:of|to|on|over) (?:the|your|my|this|that)"
+    r" (?:\w+ )?"
     r"<answer><end>",
-    r"\bthis (?:answer|solution|response|version|explanation) (?:\w+ )?(?:(?:improves|builds|expands) (?:up)?on (?:the|your)"
-    r" (?:original|previous|initial|earlier)|(?:corrects|fixes|rectifies|revises) (?:the|your|all|any|these|those|some))\b",
+    r"\bthis (?:answer|solution|response|version|explanation) (?:\w+ )?(?:(?:improves|builds|expands) (?:up)?on"
+    r" (?:the|your)"
+    r" (?:original|previous|initial|earlier)|(?:corrects|fixes|rectifies|revises) (?:the|your|all|any|these|those"
+    r"|some))\b",
 )
 # a text or some code is called a revised one, or changes are reported: what a task of editing asks for
 _OF_A_TEXT = _phrases(
     r"<here><words><revised><gap><text><of_writing><end>",
+    r"\b(?:here(?:'s| is) an?|this) (?:clearer|better|more (?:accurate|correct|engaging))<gap>version<of_writing><end>",
+    r"\bin (?:the|this|my|our) <words>(?:corrected|revised|improved|rewritten)<gap><text>(?=[,:])",
     r"\b(?:this|my) <words><reworded><gap><text><of_writing><end>",
     r"\b(?:this|my) <words><polished><gap>(?:version|text|<code>)<of_writing><end>",
-    r"\b(?:in )?the <words>(?:<reworded>|improved)<gap>(?:version|<code>)(?=[:,]| (?:above|below|is as follows|should|would"
-    r"|will|now|ensures|includes|provides|addresses|maintains|looks|uses)\b)",
+    r"\b(?:in )?the <words>(?:<reworded>|improved)<gap>(?:version|<code>)(?=[:,]| (?:above|below"
+    r"|is (?:as follows|below|here|given|shown)|is:|should|would|will|now|ensures|includes|provides|addresses|maintains"
+    r"|looks|uses)\b)",
     r"<line><revised><gap><text><heading>",
     r"<line>(?:(?:corrected|improved|rewritten)[`\")\]]*:|(?:corrected|revised|improved|rewritten)[`\")\]]*:?[ \t]*$)",
-    r"\b(?:i|we)(?:'ve| have) (?:\w+ ){0,2}?<edited> (?:the|this|your|some|several|a few|all|these|those|any) (?:\w+ ){0,3}?"
+    r"\b(?:i|we)(?:'ve| have) (?:\w+ ){0,2}?<edited> (?:the|this|your|some|several|a few|all|these|those|any) (?:\w+"
+    r" ){0,3}?"
     r"<mistakes><end>",
-    r"\b(?:i|we)(?:'ve| have)? (?:also )?made (?:\w+ ){0,3}?(?:corrections?|improvements?|changes|edits|adjustments|revisions)"
+    r"\b(?:i|we)(?:'ve| have)? (?:also )?made (?:\w+ ){0,3}?(?:corrections?|improvements?|changes|edits|adjustments"
+    r"|revisions)"
     r" to (?:the|your|this) (?:\w+ )?(?:<answer>|<text>)<end>",
     r"\b(?:the|this) <code> (?:above |below )?(?:has|have) (?:now )?been (?:\w+ly )?<revised>\b",
     r"\blet(?:'s| us) (?:correct|revise|rectify|rework) (?:the|this|your|that|some|these)\b",
     r"\b(?:the|these|those) (?:corrections|revisions) (?:include|made|are|were|above|below)\b",
     r"\b(?:in|with|through) (?:this|these|the above|the following) (?:corrections?|revisions?|edits)<end>",
-    r"\b(?:this|these) (?:corrections?|revisions?|rewrites?) (?:\w+ly )?(?:ensures?|makes?|provides?|addresses?|keeps?"
+    r"\b(?:this|these|the above) (?:corrections?|revisions?|rewrites?) (?:\w+ly )?(?:ensures?|makes?|provides?"
+    r"|addresses?|keeps?"
     r"|maintains?|improves?|clarif(?:y|ies)|fix(?:es)?|aims?|should|will|offers?|gives?|adds?|includes?)\b",
     r"<line>(?:key |main |(?:summary|explanation|list) of |the )*(?:changes|corrections|revisions|improvements|edits"
     r"|modifications) (?:i |that were |i've )?made\b",
     r"<line>(?:key |main |(?:summary|explanation|list) of |the )+(?:corrections|revisions|edits)<heading>",
-    r"<line>(?:corrections|revisions?)[ \t`\")\]]*:",
-    r"\b<reworded> (?:here |slightly )?for (?:\w+ )?(?:clarity|accuracy|correctness|readability|conciseness|brevity|grammar"
+    r"<line>(?:corrections|revisions?)[ \t`\")\]]*:[ \t]*$",
+    r"\b<reworded> (?:here |slightly )?for (?:\w+ )?(?:clarity|accuracy|correctness|readability|conciseness|brevity"
+    r"|grammar"
     r"|engagement)\b",
-    r"[\(\[](?:corrected|revised|improved|edited)[\)\]]",
-    r"(?:\#|//|/\*|<!--) ?(?:corrected|revised|fixed)(?::| (?:the|from|to|line|condition|logic|import|function|code|syntax"
+    r"[\(\[](?:corrected|revised|improved|edited)(?: (?:answer|solution|response|version))?[\)\]]",
+    r"(?:\#|//|/\*|<!--) ?(?:corrected|revised|fixed)(?::| (?:the|from|to|line|condition|logic|import|function|code"
+    r"|syntax"
     r"|indentation|typo|spelling|variable|version)\b)",
 )
 _PHRASES = (*_OF_AN_ANSWER, *_OF_A_TEXT)
 
 _WRITING = _any(
     "texts? sentences? paragraphs? essay code e-?mail letter writing answer response story poem article description"
-    " statement resume cv summary draft wording function query prompt script program document content title headline bio"
-    " paper speech phrase passage blog post following below given message grammar spelling punctuation errors? mistakes?"
+    " statement resume cv summary draft wording function query prompt script program document content title headline"
+    " bio"
+    " paper speech phrase passage blog post following below given message grammar spelling punctuation errors?"
+    " mistakes?"
     " typos? bugs? translation abstract review report dialogue lines? recipe snippet"
 )
 _ASKS_TO_EDIT = re.compile(
-    r"\b(?:re-?writ(?:e|ing)|(?:re|para)phras(?:e|ing)|reword(?:ing)?|proof-?read(?:ing)?|(?:copy)?edit(?:ing)?|revis(?:e|ing|ion)"
+    r"\b(?:re-?writ(?:e|ing)|(?:re|para)phras(?:e|ing)|reword(?:ing)?|proof-?read(?:ing)?|(?:copy)?edit(?:ing)?"
+    r"|revis(?:e|ing|ion)"
     r"|debug(?:ging)?|refactor(?:ing)?|grammar|grammatical(?:ly)?)\b"
     r"|\b(?:improv(?:e|ing)|enhanc(?:e|ing)|polish(?:ing)?|refin(?:e|ing)|optimi[sz](?:e|ing)|fix(?:ing)?|amend(?:ing)?"
     # "the correct output" asks for no correction
-    r"|correcting|correct(?= (?:the|this|my|any|all|these|those|it|and|following|spelling|punctuation|errors?|mistakes?|typos?)\b)"
-    rf"|restructur(?:e|ing)|rework(?:ing)?|clean(?:ing)? up|review(?:ing)?|feedback)(?:\W+[\w'-]+){{0,8}}?\W+{_WRITING}\b"
+    r"|correcting|correct(?= (?:the|this|my|any|all|these|those|it|and|following|spelling|punctuation|errors?"
+    r"|mistakes?|typos?)\b)"
+    rf"|restructur(?:e|ing)|rework(?:ing)?|clean(?:ing)? up|review(?:ing)?"
+    rf"|feedback)(?:\W+[\w'-]+){{0,8}}?\W+{_WRITING}\b"
     r"|\b(?:errors?|mistakes?|bugs?|typos?|wrong) (?:in|with) (?:this|my|the|these|following)\b"
-    r"|\b(?:be|been|is|are|and|or|an?|any|version) (?:\w+ ){0,2}(?:rewritten|corrected|edited|revised|proofread|re(?:word|phras)ed)\b",
+    r"|\b(?:be|been|is|are|and|or|an?|any|version) (?:\w+ ){0,2}(?:rewritten|corrected|edited|revised|proofread"
+    r"|re(?:word|phras)ed)\b",
     re.IGNORECASE,
 )
 _ASKS_TO_CHANGE = re.compile(
-    r"\b(?:modify|change|update|convert|adapt|transform|adjust|extend|add|turn|make|shorten|simplify|expand|translate)\b",
+    r"\b(?:modify|change|update|convert|adapt|transform|adjust|extend|add|turn|make|shorten|simplify|expand"
+    r"|translate)\b",
     re.IGNORECASE,
 )
 _CHANGED = re.compile(

@@ -55,7 +55,10 @@ def beginning(text: str) -> str:
     return repr(words if len(words) <= 100 else f"{words[:100]}…")
 
 
-_SORRY = r"(?:[^.!?:\n]{0,70}\b(?:sorry|apolog\w+|unfortunately|regrettably)\b[^.!?\n]{0,40}?[,.!;:]*\s+(?:but |however,? )?)"
+_SORRY = (
+    r"(?:[^.!?:\n]{0,70}\b(?:sorry|apolog\w+|unfortunately|regrettably)\b[^.!?\n]{0,40}?"
+    r"[,.!;:]*\s+(?:but |however,? )?)"
+)
 _AS_AN_AI = r"(?:as an? [^,.\n]{0,60}\b(?:ai|model|assistant)\b[^,.\n]{0,40}, *)"
 _I_CANNOT = (
     r"(?:i|we)\b(?:'m|'re)?(?: \w+){0,3}? ?(?:can't|cannot|can not|couldn't|could not|won't|will not|unable to"
@@ -64,7 +67,8 @@ _I_CANNOT = (
 )
 # "I can't come to your party" is an answer like any other: only what assistants say counts
 _SERVE = (
-    r"(?:assist\w*|comply\w*|provide (?:information|guidance|instructions|assistance)|(?:help|do)(?:ing)?(?: you)?(?: with| in)? (?:that|this|so|it|your request|such)"
+    r"(?:assist\w*|comply\w*|provide (?:information|guidance|instructions|assistance)|(?:help|do)(?:ing)?(?: you)?(?:"
+    r" with| in)? (?:that|this|so|it|your request|such)"
     r"|(?:fulfil|accommodat|process|complet|answer|continu|proceed|hono)\w*[^.!?;\n]{0,20}?"
     r" (?:that|this|your|the|these|such) (?:\w+ ){0,2}"
     r"(?:request|task|prompt|question|conversation|topic|instruction)s?)\b"

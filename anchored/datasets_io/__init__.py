@@ -93,7 +93,9 @@ def read_prompts(
 
 def describe_refused(source: str | Path, rows: PairRows) -> str:
     """One line for people about the rows of a source that were refused; there must be some."""
-    return f"{source}: {len(rows.refused)} of {len(rows.pairs) + len(rows.refused)} rows refused {_reasons(rows.refused)}"
+    return (
+        f"{source}: {len(rows.refused)} of {len(rows.pairs) + len(rows.refused)} rows refused {_reasons(rows.refused)}"
+    )
 
 
 def read_rows(path: Path) -> list[Pair]:
@@ -102,7 +104,7 @@ def read_rows(path: Path) -> list[Pair]:
     for row in read(path):
         try:
             pairs.append(layouts.own(row.readable()))
-        except (KeyError, IndexError, TypeError, ValueError, Refused):
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, Refused):
             raise DataError(
                 f"{path}: {row.where} was not written by anchored; other people's data is read by train.data"
             ) from None

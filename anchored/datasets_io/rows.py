@@ -150,10 +150,10 @@ def _row(where: str, value: Any) -> Row:
 
 def _csv_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # answers are longer than the module's 128 KiB
-    records = csv.DictReader(io.TextIOWrapper(handle, "utf-8-sig", newline=""))
-    for number, record in enumerate(records, 1):
-        error = "has more fields than the header has names" if None in record else ""
-        yield Row(f"{name} row {number}", {} if error else record, error)
+    with io.TextIOWrapper(handle, "utf-8-sig", newline="") as lines:
+        for number, record in enumerate(csv.DictReader(lines), 1):
+            error = "has more fields than the header has names" if None in record else ""
+            yield Row(f"{name} row {number}", {} if error else record, error)
 
 
 def _parquet_rows(handle: IO[bytes], name: str, wanted: Collection[str]) -> Iterator[Row]:

@@ -26,7 +26,7 @@ _ENDS = " \t\n.,;:!?\"'`*_()[]{}$"
 class Questions:
     """A question file as a benchmark."""
 
-    views = ("exact-match",)
+    views: tuple[str, ...] = ("exact-match",)
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
@@ -41,7 +41,9 @@ class Questions:
             Item(str(row.get("id", number)), user_prompt(row["prompt"]), str(row.get("category", "all")))
             for number, row in enumerate(rows)
         )
-        self._accepted = {item.id: tuple(map(_normal, row["answer"])) for item, row in zip(self._items, rows, strict=True)}
+        self._accepted = {
+            item.id: tuple(map(_normal, row["answer"])) for item, row in zip(self._items, rows, strict=True)
+        }
         if len(self._accepted) < len(rows):
             raise EvaluationError(f"{path}: `id` is not unique; leave it out or mend it")
 

@@ -24,8 +24,6 @@ from anchored.progress import Progress
 from anchored.records import Score
 from anchored.runs import Run, write_lines
 
-START = "start"
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:

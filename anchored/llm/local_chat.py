@@ -200,20 +200,16 @@ class _Model:
         try:
             with torch.inference_mode():
                 self._generate(rows, closing)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
-                raise
-            problem = ModelError(
-                f"{self._name}: out of memory with {len(rows)} answers side by side to prompts of {rows[0].width} "
-                f"tokens; lower sample.batch_size (now {self._batch_size}): what is answered is kept"
-            )
-            for row in rows:
-                row.call.fail(problem)
-            raise problem from error
         except BaseException as error:
+            told = error
+            if _out_of_memory(error):
+                told = ModelError(
+                    f"{self._name}: out of memory with {len(rows)} answers side by side to prompts of {rows[0].width} "
+                    f"tokens; lower sample.batch_size (now {self._batch_size}): what is answered is kept"
+                )
             for row in rows:
-                row.call.fail(error)
-            raise
+                row.call.fail(told)
+            raise told
 
     def _generate(self, rows: Sequence[_Row], closing: threading.Event) -> None:
         started = time.monotonic()
@@ -390,6 +386,14 @@ def _mix(bits: Int[Tensor, "rows any"]) -> Int[Tensor, "rows any"]:
 def _shift(bits: Int[Tensor, "rows any"], places: int) -> Int[Tensor, "rows any"]:
     """Logical shift to the right; torch's own keeps the sign."""
     return (bits >> places).bitwise_and_((1 << (64 - places)) - 1)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """On the CPU torch raises a plain RuntimeError."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
 
 
 def _device(device: str) -> torch.device:

@@ -81,7 +81,9 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"{source}: the tokenizer cannot be loaded: {one_line(error)}") from error
+        raise ModelError(
+            f"{source}: the tokenizer cannot be loaded: {one_line(error)}; copy the base model's"
+        ) from error
     if not tokenizer.chat_template:
         raise ModelError(
             f"{source}: the tokenizer has no chat template; put a chat_template.jinja into the folder, or choose the "
@@ -120,7 +122,7 @@ def model_folder(source: str | Path) -> Path:
         if folder.exists():
             raise ModelError(f"{source}: a file, where a model's folder is expected; name the folder it lies in")
         if not _may_be_hub_id(source):
-            raise ModelError(f"{source}: no such folder{_nearest(folder)}")
+            raise ModelError(f"{source}: no such folder{_nearest(folder)}; correct the path")
         folder = _download(str(source))
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
@@ -137,7 +139,7 @@ def model_folder(source: str | Path) -> Path:
                 f"{source}: weights only as pickle ({pickled[0]}), which can run code and is never loaded; save them "
                 "as safetensors (model.save_pretrained with a recent transformers)"
             )
-        raise ModelError(f"{source}: no weights (model.safetensors)")
+        raise ModelError(f"{source}: no weights (model.safetensors); copy them there, or save the model again")
     return folder
 
 
@@ -153,9 +155,20 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]))
     except Exception as error:  # the Hub's own errors, httpx's, the disk's
         raise ModelError(
-            f"{hub_id}: no such folder{_nearest(Path(hub_id))}, and not to be had from the Hub "
-            f"({one_line(error)[:200]}); correct the path, or check the id, the network and `hf auth login`"
+            f"{hub_id}: no such folder{_nearest(Path(hub_id))}, and not to be had from the Hub: {_hub_problem(error)}"
         ) from error
+
+
+def _hub_problem(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "it is gated; ask for access on its page, then `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return "no such model there, or a private one; correct the name, or `hf auth login`"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return "it was never downloaded here and the Hub cannot be reached; correct the path or mend the network"
+    return f"{one_line(error)[:200]}; try again, or download it and name the folder"
 
 
 def _nearest(folder: Path) -> str:

@@ -85,7 +85,8 @@ class ReplyStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """How many replies are kept."""
         with self._named_errors():
             return self._reader.execute("select count(*) from replies").fetchone()[0]
 

@@ -19,11 +19,11 @@ OPENAI = "https://api.openai.com/v1"
 class Sampling(Settings):
     """How a model draws its answers."""
 
-    temperature: float = Field(0.7, ge=0, le=2)
+    temperature: float = Field(default=0.7, ge=0, le=2)
     """0 is greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Draw from the likeliest tokens that hold this much of the probability."""
-    max_tokens: int = Field(1024, ge=1)
+    max_tokens: int = Field(default=1024, ge=1)
     """Longest answer; thinking text counts."""
 
     def request(self, messages: Sequence[Message], *, index: int = 0, seed: int = 0) -> Request:
@@ -36,7 +36,7 @@ class SampleSettings(Sampling):
 
     how_only: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Prompts generated side by side."""
 
 
@@ -56,22 +56,22 @@ class EndpointSettings(Sampling):
     than at api.openai.com it must be said, so that no key reaches a stranger."""
     serve: Literal["pocket"] | None = None
     """Start this server for the stage, instead of base_url."""
-    max_tokens: int = Field(4096, ge=1)
+    max_tokens: int = Field(default=4096, ge=1)
     """Longest answer; thinking text counts."""
     send_seed: bool = True
     """Send a seed drawn from the run's seed, the messages and the sample's index, so that samples differ and can be
     drawn again. An endpoint that refuses it is asked without."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """More keys for the request's JSON, as the endpoint wants them (reasoning_effort, chat_template_kwargs)."""
-    concurrency: int = Field(64, ge=1, le=1000)
+    concurrency: int = Field(default=64, ge=1, le=1000)
     """Most requests in flight; fewer after a 429, and slowly more again."""
-    timeout_seconds: float = Field(600, gt=0)
+    timeout_seconds: float = Field(default=600, gt=0)
     """Longest wait for one reply; a request that timed out is sent at most twice more."""
-    retries: int = Field(8, ge=0)
+    retries: int = Field(default=8, ge=0)
     """How often a request is sent again after 408, 409, 5xx, a broken connection or a reply that is no JSON."""
-    stop_after_failures: int = Field(20, ge=1)
+    stop_after_failures: int = Field(default=20, ge=1)
     """This many requests in a row without a reply, retries included: the endpoint is down, and the stage stops."""
-    patience_seconds: float = Field(900, gt=0)
+    patience_seconds: float = Field(default=900, gt=0)
     """How long the endpoint may answer 429 to everything, or ask us to wait, before the stage stops."""
 
     @model_validator(mode="before")

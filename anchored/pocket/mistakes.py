@@ -19,8 +19,8 @@ _STRENGTH = {
     "an hour has 100 minutes": 0.7,
     "there is a coin of 25": 0.7,
     "there is no coin of 2": 0.4,
-    "at least means more than": 0.7,
-    "the first digit decides": 0.7,
+    "at least and more than are swapped": 0.7,
+    "a number that comes twice is written once": 0.7,
 }
 _SLIP = 0.02
 

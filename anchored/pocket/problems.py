@@ -107,7 +107,7 @@ _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri")
 def _draw_count(rng: Random) -> Facts:
     limit = rng.randint(2, 8)
     values = [rng.randint(1, 9) for _ in range(rng.randint(4, 5))]
-    if rng.random() < 0.9:
+    if rng.random() < 0.4:
         values[rng.randrange(len(values))] = limit
     return {
         "bound": rng.choice(("at least", "more than")),
@@ -122,7 +122,7 @@ def _solve_count(facts: Facts, mind: Mind) -> Solution:
         day, value = row.split()
         counts = int(value) > limit
         if int(value) == limit:
-            counts = facts["bound"] == "at least" and not mind.believes("at least means more than")
+            counts = (facts["bound"] == "at least") != mind.believes("at least and more than are swapped")
         if mind.slips():
             counts = not counts
         total += counts
@@ -132,21 +132,18 @@ def _solve_count(facts: Facts, mind: Mind) -> Solution:
 
 def _draw_sort(rng: Random) -> Facts:
     numbers = [f"{first_digit}{rng.randrange(10)}" for first_digit in rng.sample(range(1, 10), 4)]
-    if rng.random() < 0.85:
-        place = rng.randrange(4)
-        numbers[place] = numbers[place][0]
+    if rng.random() < 0.6:
+        place, other = rng.sample(range(4), 2)
+        numbers[place] = numbers[other]
     return {"numbers": ", ".join(numbers)}
 
 
 def _solve_sort(facts: Facts, mind: Mind) -> Solution:
     left, steps, done = facts["numbers"].split(", "), [], []
-    by_value, by_first_digit = sorted(left, key=int), sorted(left)
-    order = by_value
-    if by_value != by_first_digit and mind.believes("the first digit decides"):
-        order = by_first_digit
+    if len(set(left)) < len(left) and mind.believes("a number that comes twice is written once"):
+        left = list(dict.fromkeys(left))
     while len(left) > 1:
-        candidates = [number for number in order if number in left]
-        number = candidates[1 if mind.slips() else 0]
+        number = sorted(left, key=int)[1 if mind.slips() else 0]
         left.remove(number)
         done.append(number)
         steps.append(_step("next", number, " ".join(left)))

@@ -39,7 +39,7 @@ class PocketBenchmark:
 
     name = "pocket"
     version = "1"
-    views = ("accuracy", "graded")
+    views: tuple[str, ...] = ("accuracy", "graded")
     """accuracy: the result is right; graded: the share of right lines."""
 
     def __init__(self) -> None:

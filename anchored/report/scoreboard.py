@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from anchored.records import Score
-
-START = "start"
-"""The name under which the starting model stands in scores.jsonl."""
+from anchored.records import START, Score
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -46,11 +46,16 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.examples) / self.settings.pairs_per_step)
+        return steps_per_epoch(len(self.examples), self.settings)
 
     @property
     def steps(self) -> int:
         return self.settings.epochs * self.steps_per_epoch
+
+
+def steps_per_epoch(pairs: int, settings: TrainSettings) -> int:
+    """Steps in which every pair is seen once."""
+    return math.ceil(pairs / settings.pairs_per_step)
 
 
 def run_steps(training: Training, point: ResumePoint, run: Run, progress: Progress) -> ResumePoint:
@@ -159,12 +164,9 @@ def _forward(training: Training, batch: Sequence[Example]) -> LossOutput:
     policy = training.policy.logps([example.tree for example in batch])
     reference = torch.tensor([[training.reference[key] for key in example.keys] for example in batch])
     tokens = torch.tensor([[example.chosen_tokens, example.rejected_tokens] for example in batch])
-    # made on the CPU: a tensor made on a GPU waits for all that runs there
-    columns = (
-        *reference.to(policy.device, policy.dtype, non_blocking=True).unbind(1),
-        *tokens.to(policy.device, non_blocking=True).unbind(1),
-    )
-    logps = PairLogps(*policy.unbind(1), *columns)
+    # made on the CPU first: a tensor made on a GPU from numbers waits for all that runs there
+    reference, tokens = (known.to(policy.device, non_blocking=True) for known in (reference, tokens))
+    logps = PairLogps(*policy.unbind(1), *reference.unbind(1), *tokens.unbind(1))
     return training.objective.function(logps, training.settings.objective.beta)
 
 

@@ -39,9 +39,9 @@ def reference_logps(
     with _open(path, f"{policy.fingerprint} {policy.precision}") as store:
         logps = store.get({key for example in examples for key in example.keys})
         found_before = len(logps)
-        missing = _missing(examples, logps.keys())
-        progress.start("reference", total=len(missing))
-        for batch in _batches(missing, tokens_per_batch):
+        plan = _plan(examples, logps.keys(), tokens_per_batch)
+        progress.start("reference", total=sum(map(len, plan)))
+        for batch in plan:
             values = _compute(policy, batch)
             new = {key: value for key, value in values.items() if key not in logps}
             store.put(new)
@@ -51,33 +51,25 @@ def reference_logps(
     return Reference(logps, computed=len(logps) - found_before)
 
 
-def _missing(examples: Sequence[Example], known: Iterable[bytes]) -> list[Example]:
-    """The examples to compute, longest first: each brings an answer that neither `known` nor those before it hold."""
-    covered = set(known)
-    missing = []
-    for example in sorted(examples, key=lambda example: -example.tree.size):
-        if not covered.issuperset(example.keys):
-            covered.update(example.keys)
-            missing.append(example)
-    return missing
+def _plan(examples: Sequence[Example], known: Iterable[bytes], tokens_per_batch: int) -> list[list[Example]]:
+    """Batches of the examples that bring an answer which neither `known` nor an earlier one holds, longest first.
 
-
-def _batches(examples: Sequence[Example], tokens_per_batch: int) -> Iterator[list[Example]]:
-    """Consecutive examples that fill the budget.
-
-    Not the better packing of `batches.pack`: what is missing after a kill is a tail of this sequence and falls into the
-    same batches, so that every value is the undisturbed run's to the last bit.
+    Each batch is filled in this order, not by the better packing of `batches.pack`: when a kill has left the first
+    batches known, the plan is the rest of the same batches, so every value is the undisturbed run's to the last bit.
     """
-    batch: list[Example] = []
-    tokens = 0
-    for example in examples:
-        if batch and tokens + example.tree.size > tokens_per_batch:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(example)
-        tokens += example.tree.size
-    if batch:
-        yield batch
+    covered = set(known)
+    batches: list[list[Example]] = []
+    room = 0
+    for example in sorted(examples, key=lambda example: -example.tree.size):
+        if covered.issuperset(example.keys):
+            continue
+        covered.update(example.keys)
+        if not batches or example.tree.size > room:
+            batches.append([])
+            room = tokens_per_batch
+        batches[-1].append(example)
+        room -= example.tree.size
+    return batches
 
 
 def _compute(policy: Policy, batch: Sequence[Example]) -> dict[bytes, float]:

@@ -21,7 +21,7 @@ from anchored.records import Pair
 from anchored.runs import Run, one_line, read_lines, write_lines
 from anchored.train.checkpoint import checkpoint_name, drop_checkpoints_after, load_resume_point, resume_file
 from anchored.train.examples import Example, Examples, prepare
-from anchored.train.loop import Training, run_steps
+from anchored.train.loop import Training, run_steps, steps_per_epoch
 from anchored.train.optimizer import build_optimizer
 from anchored.train.policy import Policy, load_policy
 from anchored.train.reference import reference_logps
@@ -55,10 +55,10 @@ def train(
 ) -> TrainSummary:
     """Train `model` on `pairs`, measuring on `held_out`; a complete run only returns its summary."""
     done = run.summary("train")
-    if done is not None:
-        return TrainSummary(**done)
     try:
-        summary = _train(run, settings, model, pairs, held_out, progress)
+        summary = TrainSummary(**done) if done else _train(run, settings, model, pairs, held_out, progress)
+        if not done:
+            run.complete("train", asdict(summary))
     except torch.OutOfMemoryError as error:
         raise TrainError(
             f"out of memory: lower train.tokens_per_batch (now {settings.tokens_per_batch}) ({one_line(error)})"
@@ -67,7 +67,6 @@ def train(
         raise DataError(
             f"{run.folder}: {one_line(error)}; mend that and run the same command again: it goes on from here"
         ) from None
-    run.complete("train", asdict(summary))
     # the last moment is of no use any more, and the largest file of the run
     resume_file(run.checkpoints).unlink(missing_ok=True)
     return summary
@@ -81,18 +80,21 @@ def _train(
     held_out: Sequence[Pair],
     progress: Progress,
 ) -> TrainSummary:
+    if not pairs:
+        raise DataError(
+            "there is no pair to train on; give data with at least one, or look at the refused pairs of `create`"
+        )
     run.folder.mkdir(parents=True, exist_ok=True)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     policy = load_policy(model, settings)
     training_pairs = prepare(pairs, policy, settings)
     held_out_pairs = prepare(held_out, policy, settings)
-    _check_enough(pairs, training_pairs, progress)
+    _check_enough(training_pairs, settings, progress)
     everything = (*training_pairs.kept, *held_out_pairs.kept)
     reference = reference_logps(policy, everything, run.reference, settings.tokens_per_batch, progress)
     optimizer = build_optimizer(policy.weights.values(), settings.optimizer)
     training = Training(policy, optimizer, settings, training_pairs.kept, held_out_pairs.kept, reference.logps)
-    _check_warmup(training)
     begun_with = _identity(settings, policy, training_pairs, held_out_pairs)
     point = load_resume_point(run.checkpoints, begun_with, policy, optimizer)
     _forget_after(point.step, training, run)
@@ -110,26 +112,18 @@ def _train(
     )
 
 
-def _check_enough(pairs: Sequence[Pair], prepared: Examples, progress: Progress) -> None:
+def _check_enough(prepared: Examples, settings: TrainSettings, progress: Progress) -> None:
     left_out = ", ".join(f"{count} {outcome}" for outcome, count in prepared.left_out.items())
-    if not pairs:
-        raise DataError(
-            "there is no pair to train on; give data with at least one, or look at the refused pairs of `create`"
-        )
     if not prepared.kept:
         raise DataError(
-            f"none of the {len(pairs)} pairs can be trained on ({left_out}); "
-            "give other data, or raise train.max_answer_tokens"
+            f"none of the pairs can be trained on ({left_out}); give other data, or raise train.max_answer_tokens"
         )
     if left_out:
         progress.note(f"left out of training: {left_out}")
-
-
-def _check_warmup(training: Training) -> None:
-    warmup = training.settings.optimizer.warmup_steps
-    if warmup >= training.steps:
+    steps = settings.epochs * steps_per_epoch(len(prepared.kept), settings)
+    if settings.optimizer.warmup_steps >= steps:
         raise TrainError(
-            f"train.optimizer.warmup_steps is {warmup}, but the run has only {training.steps} steps; "
+            f"train.optimizer.warmup_steps is {settings.optimizer.warmup_steps}, but the run has only {steps} steps; "
             "lower it, or raise train.epochs"
         )
 

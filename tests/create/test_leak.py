@@ -76,6 +76,19 @@ LEAKS = [
     "Here's the revised conversation:",
     "Here is a clearer and corrected version of the story:",
     "The revised explanation is as follows.",
+    "The corrected version is below:",
+    "Here's the corrected C++ program:",
+    "The initial answer mistakenly said Sydney.",
+    "The above corrections make the code compile.",
+    "The student should have used getline.",
+    "In the revised conversation, the agent is kinder.",
+    "Improved and corrected response below:",
+    "(Revised answer) The sky is blue.",
+    "Here's a more accurate and engaging version:",
+    "This more engaging version keeps the facts.",
+    "Note: the original solution used the wrong formula.",
+    "We have corrected the calculation.",
+    "To improve upon the original answer, consider this.",
 ]
 
 ORDINARY = [
@@ -140,6 +153,17 @@ ORDINARY = [
     "Here is a simplified explanation of inflation:",
     "Improved version control helps teams.",
     "The following improved varieties are common: Fuji, Gala.",
+    "The improved solution of the equation uses Newton's method.",
+    "The polished response of the crowd surprised him.",
+    "Revision: an important step of writing is to read again.",
+    "The original version of the song was released in 1971.",
+    "My original plan was to travel by train.",
+    "Here is a modified bubble sort that stops early:",
+    "Make corrections as needed before you submit.",
+    "Your answer to this question shapes your career.",
+    "The revised standard version of the Bible appeared in 1952.",
+    "We improved the model by adding layers.",
+    "For a better version of events, ask her.",
     "An improved immune response follows.",
 ]
 

@@ -44,7 +44,9 @@ def test_the_version_is_the_content(tmp_path: Path) -> None:
     assert questions(tmp_path, {**row, "answer": "43"}).version != first.version
 
 
-@pytest.mark.parametrize("row", [{"prompt": "x"}, {"prompt": "", "answer": "1"}, {"prompt": "x", "answer": []}, [1], "x"])
+@pytest.mark.parametrize(
+    "row", [{"prompt": "x"}, {"prompt": "", "answer": "1"}, {"prompt": "x", "answer": []}, [1], "x"]
+)
 def test_a_bad_row_is_named(tmp_path: Path, row: object) -> None:
     with pytest.raises(EvaluationError, match="line 2"):
         questions(tmp_path, {"prompt": "x", "answer": "y"}, row)

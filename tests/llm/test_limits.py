@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from anchored.llm.limits import Gate
+from anchored.llm.limits import Gate, Slot
 
 
 async def settle() -> None:
@@ -119,8 +119,9 @@ def test_a_smaller_limit_lets_nobody_in_until_enough_have_left() -> None:
         holders = [Holder(gate) for _ in range(6)]
         await settle()
         for _ in range(2):
-            async_slot = type("Refused", (), {"entered": asyncio.get_running_loop().time()})()
-            gate.too_many(async_slot)
+            refused = Slot(gate)
+            refused.entered = asyncio.get_running_loop().time()
+            gate.too_many(refused)
         assert int(gate.limit) == 1
         for holder in holders[:3]:
             holder.renews.set()

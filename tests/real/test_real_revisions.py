@@ -30,9 +30,9 @@ LEAKS = {
     "60c78454": "In this corrected solution",
     "0401e23c": "Here's a corrected and feasible approach",
 }
-"""Of the ten, read one by one, these two speak of a correction. No length leaves [0.5, 2]: the ratios are 0.509 to 1.624.
-"correcting deviations in real-time" (48582075) and "I hope this clears up any confusion" (5c48bee1) speak of the subject
-and to the reader."""
+"""Of the ten, read one by one, these two speak of a correction; "correcting deviations in real-time" (48582075) is what
+the robot does, "I hope this clears up any confusion" (5c48bee1) is meant for the reader. No length ratio leaves
+[0.5, 2]: they are 0.509 to 1.624."""
 
 
 class Nobody:

@@ -38,7 +38,9 @@ def test_only_the_policy_has_no_default(tmp_path: Path) -> None:
 
 def test_overrides_are_yaml_at_a_dotted_key(tmp_path: Path) -> None:
     path = write(tmp_path / "least.yaml", LEAST)
-    recipe = recipes.load(path, ["train.epochs=4", "train.optimizer.lr=1e-4", "create.filters=[leak]", "train.data=null"])
+    recipe = recipes.load(
+        path, ["train.epochs=4", "train.optimizer.lr=1e-4", "create.filters=[leak]", "train.data=null"]
+    )
     assert (recipe.train.epochs, recipe.train.optimizer.lr, recipe.train.data) == (4, 1e-4, None)
     assert len(recipe.create.filters or ()) == 1
 
@@ -48,7 +50,10 @@ def test_overrides_are_yaml_at_a_dotted_key(tmp_path: Path) -> None:
     [
         ("train.epoch=4", "train.epoch: unknown key; did you mean 'epochs'?"),
         ("train.objective.nam=dpo", "train.objective.nam: unknown key; did you mean 'name'?"),
-        ("train.objective.name=apo-zeroo", "train.objective.name: 'apo-zeroo' is not a choice; did you mean 'apo-zero'?"),
+        (
+            "train.objective.name=apo-zeroo",
+            "train.objective.name: 'apo-zeroo' is not a choice; did you mean 'apo-zero'?",
+        ),
         ("train.objective.beta=-1", "train.objective.beta: Input should be greater than 0 (got -1)"),
         ("train.epochs=many", "train.epochs:"),
         ("trains.epochs=4", "trains: unknown key; did you mean 'train'?"),
@@ -103,4 +108,10 @@ def test_the_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
 
 
 def test_the_schema_knows_every_section() -> None:
-    assert set(json.loads(json.dumps(recipes.schema()))["properties"]) == {"policy", "create", "train", "evaluate", "limit"}
+    assert set(json.loads(json.dumps(recipes.schema()))["properties"]) == {
+        "policy",
+        "create",
+        "train",
+        "evaluate",
+        "limit",
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from anchored.progress import Silent
 from anchored.records import Answer, Pair
 from anchored.train.examples import Example, prepare
 from anchored.train.policy import Policy, load_policy
-from anchored.train.reference import Reference, reference_logps
+from anchored.train.reference import Reference, _plan, reference_logps
 
 SETTINGS = make_settings()
 
@@ -84,6 +85,18 @@ def test_an_interrupted_pass_keeps_what_it_has_and_ends_with_the_same_bits(
     resumed = compute(policy, examples, tmp_path / "cut.sqlite")
     assert 0 < resumed.computed < undisturbed.computed
     assert resumed.logps == undisturbed.logps
+
+
+def test_what_is_left_after_a_kill_falls_into_the_same_batches(policy: Policy) -> None:
+    pairs = make_pairs(30)
+    shared = [replace(pair, chosen=Answer(f"Sum {i}.")) for i, pair in enumerate(pairs[:10])]
+    examples = examples_of(policy, [*pairs, *shared, *pairs[:5]])
+    plan = _plan(examples, (), 150)
+    assert sum(map(len, plan)) == 40
+    assert all(len(batch) == 1 or sum(example.tree.size for example in batch) <= 150 for batch in plan)
+    for done in range(len(plan) + 1):
+        known = {key for batch in plan[:done] for example in batch for key in example.keys}
+        assert _plan(examples, known, 150) == plan[done:]
 
 
 def test_a_file_that_is_no_store_is_named_with_the_way_out(policy: Policy, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_pairs_that_cannot_teach_are_left_out_and_counted(model: Path, tmp_path:
 
 def test_only_pairs_that_cannot_teach_is_an_error_that_counts_them(model: Path, tmp_path: Path) -> None:
     pairs = [replace(pair, rejected=pair.chosen) for pair in make_pairs(3)]
-    with pytest.raises(DataError, match=r"none of the 3 pairs can be trained on \(3 identical\)"):
+    with pytest.raises(DataError, match=r"none of the pairs can be trained on \(3 identical\)"):
         trained(tmp_path, model, make_settings(), pairs)
 
 

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from anchored.llm.chat import Request
+from anchored.llm.settings import EndpointSettings, SampleSettings, is_loopback
+from anchored.records import Message
+
+
+@pytest.mark.parametrize(
+    ("given", "variable"),
+    [
+        ({}, "OPENAI_API_KEY"),
+        ({"base_url": "https://api.openai.com/v1/"}, "OPENAI_API_KEY"),
+        ({"base_url": "http://localhost:8000/v1"}, None),
+        ({"base_url": "http://[::1]:8000/v1"}, None),
+        ({"serve": "pocket"}, None),
+        ({"base_url": "http://127.0.0.1:8000/v1", "key_env": "MINE"}, "MINE"),
+        ({"base_url": "https://llm.example/v1", "key_env": None}, None),
+        ({"base_url": "https://llm.example/v1", "key_env": "MINE"}, "MINE"),
+    ],
+)
+def test_which_variable_holds_the_key(given: dict[str, Any], variable: str | None) -> None:
+    settings = EndpointSettings(model="m", **given)
+    assert settings.key_env == variable
+    assert EndpointSettings(**settings.model_dump()) == settings
+
+
+def test_the_key_of_openai_is_sent_to_nobody_else_by_default() -> None:
+    with pytest.raises(ValidationError, match=r"key_env: name the environment variable .*https://llm\.example/v1"):
+        EndpointSettings(model="m", base_url="https://llm.example/v1")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("api.openai.com/v1", "is no address"),
+        ("", "is no address"),
+        ("ftp://x/v1", "is no address"),
+        ("https://me:secret@llm.example/v1", "holds a user or a password"),
+        ("https://llm.example/v1/chat/completions", "goes too far"),
+        ("https://llm.example/v1/chat/completions/", "goes too far"),
+        ("http://[broken/v1", "Invalid IPv6 URL"),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused(url: str, says: str) -> None:
+    with pytest.raises(ValidationError, match=says) as raised:
+        EndpointSettings(model="m", base_url=url, key_env=None)
+    assert "secret" not in str(raised.value).partition("[type=")[0]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"max_tokens": 0},
+        {"concurrency": 0},
+        {"model": ""},
+        {"modle": "m"},
+    ],
+)
+def test_impossible_values_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(bad))):
+        EndpointSettings(**({"model": "m"} | bad))
+
+
+@pytest.mark.parametrize(
+    ("url", "is_own"),
+    [
+        ("http://127.0.0.1:1/v1", True),
+        ("http://127.9.9.9/v1", True),
+        ("http://localhost/v1", True),
+        ("http://[::1]/v1", True),
+        ("http://localhost.evil.example/v1", False),
+        ("http://10.0.0.1/v1", False),
+        ("https://api.openai.com/v1", False),
+    ],
+)
+def test_what_is_this_machines_own(url: str, is_own: bool) -> None:
+    assert is_loopback(url) == is_own
+
+
+def test_settings_make_the_request() -> None:
+    messages = (Message("user", "hi"),)
+    assert SampleSettings(temperature=0.2).request(messages, index=3, seed=5) == Request(messages, 0.2, 1.0, 1024, 3, 5)
