@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from inspect import signature
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -25,10 +26,12 @@ from anchored.batches.tree import Segment
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # an older torch
+except ImportError:  # torch before 2.10
     varlen_attn = None
 
 NAME = "anchored_tree"
+
+_HAS_VARLEN = varlen_attn is not None and "enable_gqa" in signature(varlen_attn).parameters
 
 _CHUNK = 128
 """Queries per matrix product on CPU: a later chunk's keys need no masked half for an earlier chunk's queries."""
@@ -89,7 +92,7 @@ def tree_attention(
     _refuse_what_a_tree_lacks(dropout, tree_row, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
-    if varlen_attn is not None and _takes_varlen(q):
+    if _takes_varlen(q):
         attended = _varlen_attention(q, k, v, tree_row.varlen, scale)
     else:
         attended = _SegmentAttention.apply(q, k, v, tree_row.segments, scale)
@@ -112,7 +115,7 @@ def _refuse_what_a_tree_lacks(dropout: float, row: TreeRow, kwargs: dict[str, An
 
 
 def _takes_varlen(q: Float[Tensor, "tokens heads dim"]) -> bool:
-    return q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0
+    return _HAS_VARLEN and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] in range(8, 257, 8)
 
 
 def _varlen_attention(

@@ -66,8 +66,10 @@ class Renderer:
                 f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template; use an instruction-tuned model, "
                 "or put a chat_template.jinja into its folder"
             )
-        added = sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
-        self._ends = re.compile("|".join(map(re.escape, added))) if added else None
+        added = sorted(map(str, tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        # some tokenizers add runs of spaces: these end no turn
+        ends = [re.escape(token) for token in added if token.strip()]
+        self._ends = re.compile("|".join(ends)) if ends else None
 
     def pair(self, pair: Pair) -> RenderedPair:
         """One pair; `pairs` is faster for many."""

@@ -201,15 +201,18 @@ class _Model:
             with torch.inference_mode():
                 self._generate(rows, closing)
         except BaseException as error:
-            told = error
-            if _out_of_memory(error):
-                told = ModelError(
-                    f"{self._name}: out of memory with {len(rows)} answers side by side to prompts of {rows[0].width} "
-                    f"tokens; lower sample.batch_size (now {self._batch_size}): what is answered is kept"
-                )
+            problem = self._shortage(rows) if _out_of_memory(error) else None
             for row in rows:
-                row.call.fail(told)
-            raise told
+                row.call.fail(problem or error)
+            if problem:
+                raise problem from error
+            raise
+
+    def _shortage(self, rows: Sequence[_Row]) -> ModelError:
+        return ModelError(
+            f"{self._name}: out of memory with {len(rows)} answers side by side to prompts of {rows[0].width} tokens; "
+            f"lower sample.batch_size (now {self._batch_size}): what is answered is kept"
+        )
 
     def _generate(self, rows: Sequence[_Row], closing: threading.Event) -> None:
         started = time.monotonic()

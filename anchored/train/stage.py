@@ -54,22 +54,22 @@ def train(
     progress: Progress,
 ) -> TrainSummary:
     """Train `model` on `pairs`, measuring on `held_out`; a complete run only returns its summary."""
-    done = run.summary("train")
-    try:
-        summary = TrainSummary(**done) if done else _train(run, settings, model, pairs, held_out, progress)
-        if not done:
-            run.complete("train", asdict(summary))
-    except torch.OutOfMemoryError as error:
-        raise TrainError(
-            f"out of memory: lower train.tokens_per_batch (now {settings.tokens_per_batch}) ({one_line(error)})"
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"{run.folder}: {one_line(error)}; mend that and run the same command again: it goes on from here"
-        ) from None
+    summary = run.summary("train")
+    if summary is None:
+        try:
+            summary = asdict(_train(run, settings, model, pairs, held_out, progress))
+            run.complete("train", summary)
+        except torch.OutOfMemoryError as error:
+            raise TrainError(
+                f"out of memory: lower train.tokens_per_batch (now {settings.tokens_per_batch}) ({one_line(error)})"
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"{run.folder}: {one_line(error)}; mend that and run the same command again: it goes on from here"
+            ) from None
     # the last moment is of no use any more, and the largest file of the run
     resume_file(run.checkpoints).unlink(missing_ok=True)
-    return summary
+    return TrainSummary(**summary)
 
 
 def _train(

@@ -46,7 +46,7 @@ def test_small_cases(sizes: list[int], budget: int, rows: list[list[int]]) -> No
 
 
 def test_a_whole_data_set_of_awkward_sizes_packs_in_seconds() -> None:
-    for size, rows in [(51, 30_000), (34, 15_000)]:
+    for size, rows in [(51, 10_000), (34, 5_000)]:
         start = time.process_time()
-        assert rows <= len(pack([size] * 30_000, 100)) <= 1.03 * rows
-        assert time.process_time() - start < 10
+        assert rows <= len(pack([size] * 10_000, 100)) <= 1.03 * rows
+        assert time.process_time() - start < 5

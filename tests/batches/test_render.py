@@ -127,6 +127,12 @@ def test_whitespace_of_an_answer_is_kept_unless_the_template_trims_it() -> None:
         assert text(tokenizer, Renderer(tokenizer).pair(make_pair(chosen="  5 \n\n")).chosen_ids) == expected
 
 
+def test_an_added_token_of_spaces_ends_no_turn() -> None:
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.add_tokens(["  "])
+    assert text(tokenizer, Renderer(tokenizer).pair(make_pair(chosen="5  ")).chosen_ids) == f"5  {END}"
+
+
 @pytest.mark.parametrize("chosen", ["", " ", "?", QUESTION, "assistant\n", f"a {END} b", "<think>", "5 </thin", "🙂é"])
 def test_answers_that_look_like_something_else_stay_whole(chosen: str) -> None:
     tokenizer = make_tokenizer(CHATML)
