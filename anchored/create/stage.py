@@ -6,7 +6,6 @@ store, so a run that was cut short, or has another parser or filter now, asks no
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from anchored.create.settings import CreateSettings
 from anchored.create.stronger import stronger_preferred
 from anchored.datasets_io import PromptRows, write_pairs
 from anchored.errors import DataError
-from anchored.llm.ask import GRACE_SECONDS, OUTSTANDING
+from anchored.llm.ask import work_through
 from anchored.llm.replies import Remembered
 from anchored.progress import Progress
 from anchored.records import Outcome, Pair, Prompt
@@ -97,34 +96,19 @@ async def _rows(desk: Desk, prompts: Sequence[Prompt], progress: Progress) -> li
     What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
     """
     make, filters = METHODS[desk.settings.method], desk.settings.active_filters()
-    rows: dict[int, Pair] = {}
     outcomes: Counter[str] = Counter()
-    numbered = enumerate(prompts)
-    stopped = False
 
-    async def work() -> None:
-        for index, prompt in numbered:
-            if stopped:
-                return
-            rows[index] = filtered(await make(prompt, desk), filters)
-            outcomes[rows[index].outcome] += 1
-            progress.advance(_TASK, **outcomes)
+    async def row(_: int, prompt: Prompt) -> Pair:
+        pair = filtered(await make(prompt, desk), filters)
+        outcomes[pair.outcome] += 1
+        progress.advance(_TASK, **outcomes)
+        return pair
 
     progress.start(_TASK, len(prompts))
-    workers = [asyncio.create_task(work()) for _ in range(OUTSTANDING)]
     try:
-        done, running = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-        stopped = True
-        if running:
-            await asyncio.wait(running, timeout=GRACE_SECONDS)
+        return await work_through(prompts, row)
     finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
         progress.finish(_TASK)
-    for worker in done:
-        worker.result()  # raises what stopped us
-    return [rows[index] for index in range(len(prompts))]
 
 
 def _note_what_is_missing(settings: CreateSettings, prompts: PromptRows, progress: Progress) -> None:

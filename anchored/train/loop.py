@@ -89,7 +89,7 @@ def take_step(training: Training, step: int) -> dict[str, float]:
     examples = examples_of(training, step)
     optimizer.zero_grad()
     sums, units = Sums(), _units(training.objective, examples)
-    for batch in _micro_batches(examples, settings.tokens_per_batch):
+    for batch in _micro_batches(examples, training.policy.tokens_per_batch):
         output = _forward(training, batch)
         (output.losses.sum() / units).backward()
         sums.add({"loss": output.losses, **output.metrics})
@@ -121,7 +121,7 @@ def take_step(training: Training, step: int) -> dict[str, float]:
 def measure(training: Training) -> dict[str, float]:
     """Loss, log-probabilities and rewards on the held-out pairs."""
     sums = Sums()
-    for batch in _micro_batches(training.held_out, training.settings.tokens_per_batch):
+    for batch in _micro_batches(training.held_out, training.policy.tokens_per_batch):
         output = _forward(training, batch)
         sums.add({"loss": output.losses, **output.metrics})
     totals = sums.read()

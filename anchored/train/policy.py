@@ -23,6 +23,9 @@ from anchored.errors import TrainError
 from anchored.llm.model_folder import fingerprint, load_model, load_tokenizer
 from anchored.train.settings import TrainSettings
 
+# measured: small rows are the fastest on a CPU
+_TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192}
+
 
 @dataclass(frozen=True, eq=False)
 class Policy:
@@ -39,6 +42,8 @@ class Policy:
     precision: torch.dtype
     saved_dtypes: Mapping[str, torch.dtype]
     """Each parameter's precision in the model's own files."""
+    tokens_per_batch: int
+    """Tokens that go through the model at once."""
 
     def logps(self, trees: Sequence[Tree]) -> Float[Tensor, "trees answers"]:
         """The answers' log-probabilities under the model as it is now."""
@@ -72,7 +77,16 @@ def load_policy(model: str | Path, settings: TrainSettings) -> Policy:
     saved_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
     precision = _precision(settings.precision, device, set(saved_dtypes.values()))
     weights = _float32_weights(loaded, precision)
-    return Policy(loaded, weights, load_tokenizer(model), fingerprint(model), device, precision, saved_dtypes)
+    return Policy(
+        model=loaded,
+        weights=weights,
+        tokenizer=load_tokenizer(model),
+        fingerprint=fingerprint(model),
+        device=device,
+        precision=precision,
+        saved_dtypes=saved_dtypes,
+        tokens_per_batch=settings.tokens_per_batch or _TOKENS_PER_BATCH[device.type],
+    )
 
 
 def _float32_weights(model: PreTrainedModel, precision: torch.dtype) -> dict[str, nn.Parameter]:

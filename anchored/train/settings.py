@@ -59,8 +59,9 @@ class TrainSettings(Settings):
     """Of the pairs' order, which depends on this and the epoch alone."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward and backward pass; auto: bfloat16 on a GPU for a model saved in 16 bits, else float32."""
-    tokens_per_batch: int = Field(default=8192, ge=1)
-    """Tokens that go through the model at once: lower it when memory runs out; the steps stay the same."""
+    tokens_per_batch: int | None = Field(default=None, ge=1)
+    """Tokens that go through the model at once: lower it when memory runs out; the steps stay the same. Null: 2048 on a
+    CPU, 8192 on a GPU."""
     save_every_steps: int | None = Field(default=None, ge=1)
     """Also keep what resuming needs every so many steps; null: at the end of each epoch only."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -61,7 +61,8 @@ def train(
             run.complete("train", summary)
         except torch.OutOfMemoryError as error:
             raise TrainError(
-                f"out of memory: lower train.tokens_per_batch (now {settings.tokens_per_batch}) ({one_line(error)})"
+                f"out of memory: lower train.tokens_per_batch (now {settings.tokens_per_batch or 'chosen by device'}) "
+                f"({one_line(error)})"
             ) from None
         except OSError as error:
             raise DataError(
@@ -92,7 +93,7 @@ def _train(
     held_out_pairs = prepare(held_out, policy, settings)
     _check_enough(training_pairs, settings, progress)
     everything = (*training_pairs.kept, *held_out_pairs.kept)
-    reference = reference_logps(policy, everything, run.reference, settings.tokens_per_batch, progress)
+    reference = reference_logps(policy, everything, run.reference, policy.tokens_per_batch, progress)
     optimizer = build_optimizer(policy.weights.values(), settings.optimizer)
     training = Training(policy, optimizer, settings, training_pairs.kept, held_out_pairs.kept, reference.logps)
     begun_with = _identity(settings, policy, training_pairs, held_out_pairs)
