@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from tiny_models import save_folder
 
 from anchored.create.settings import CreateSettings
 from anchored.create.stage import CreateChats, CreateSummary, create
@@ -19,7 +20,9 @@ from anchored.llm.prompt_files import fill, load
 from anchored.llm.replies import Entry, ReplyStore
 from anchored.progress import Silent
 from anchored.records import Message, user_prompt
-from anchored.runs import Run
+from anchored.runs import Run, read_lines
+from anchored.train.settings import TrainSettings
+from anchored.train.stage import train
 
 DATA = Path(os.environ.get("ANCHORED_REAL_DATA") or Path(__file__).parents[3] / "shared" / "data")
 TRIPLES = DATA / "clair" / "triples.jsonl"
@@ -112,3 +115,22 @@ def test_the_default_filters_refuse_what_reading_the_revisions_refuses(tmp_path:
         assert words in refused[name].detail
     assert summary.outcomes == {"ok": 8, "leak": 2}
     assert summary.pairs == 8
+
+
+def test_the_real_pairs_train_a_small_model_and_the_loss_falls(tmp_path: Path) -> None:
+    create_from_recorded(tmp_path, filters=[])
+    run = Run(tmp_path)
+    settings = {"epochs": 6, "pairs_per_step": 5, "objective": {"name": "apo-zero", "beta": 0.1}}
+    train(
+        run,
+        TrainSettings.model_validate({**settings, "optimizer": {"name": "rmsprop", "lr": 1e-4}}),
+        save_folder(tmp_path / "model"),
+        read_rows(run.pairs)[:8],
+        read_rows(run.pairs)[8:],
+        Silent(),
+    )
+    losses = [line["loss"] for line in read_lines(run.metrics)]
+    assert losses[0] == pytest.approx(1.0, abs=1e-4)  # nothing moved yet: 1 - s(0) + s(0)
+    assert losses[-1] < 0.8
+    last = read_lines(run.metrics)[-1]
+    assert last["reward_chosen"] > 0 > last["reward_rejected"]
