@@ -28,7 +28,7 @@ class Finished:
 def anchored(*arguments: object, env: dict[str, str] | None = None) -> Finished:
     """Run `anchored ARGUMENTS` to its end."""
     done = subprocess.run(
-        command(arguments), env={**ENVIRONMENT, **(env or {})}, capture_output=True, text=True, timeout=300, check=False
+        command(arguments), env={**ENVIRONMENT, **(env or {})}, capture_output=True, text=True, timeout=900, check=False
     )
     return Finished(done.returncode, done.stdout, done.stderr)
 
