@@ -34,10 +34,17 @@ def token_ids(text):
 
 def render(prompt, answer):
     """Token ids of a prompt (its end, if it is too long) and of an answer with its end-of-turn token (its start)."""
-    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(prompt + answer, tokenize=False)
+    # the answers come without thoughts; templates that know no thinking ignore the switch
+    options = {"tokenize": False, "enable_thinking": False}
+    before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)
     # the newline that some templates put after the end-of-turn token is nothing that the model should learn
-    return token_ids(before)[-MAX_TOKENS:], token_ids(whole.removeprefix(before).rstrip())[:MAX_TOKENS]
+    whole = tokenizer.apply_chat_template(prompt + answer, **options).rstrip()
+    if not whole.startswith(before):
+        sys.exit(f"the chat template does not put the answer after its generation prompt {before[-40:]!r}")
+    prompt_ids, ids = token_ids(before), token_ids(whole)
+    merged = ids[: len(prompt_ids)] != prompt_ids  # across the border, where generation cannot
+    answer_ids = token_ids(whole.removeprefix(before)) if merged else ids[len(prompt_ids) :]
+    return prompt_ids[-MAX_TOKENS:], answer_ids[:MAX_TOKENS]
 
 
 def answer_logp(prompt_ids, answer_ids):

@@ -23,6 +23,7 @@ from anchored.records import Answer, Message, Outcome, Pair, Prompt, prompt_id, 
 USER = {"role": "user", "content": "Why?"}
 GOOD = {"role": "assistant", "content": "Because."}
 BAD = {"role": "assistant", "content": "No idea."}
+HELLO = {"role": "assistant", "content": "Hello"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 EXPLICIT = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
@@ -162,6 +163,21 @@ def test_system_and_earlier_turns_belong_to_the_prompt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": [HELLO, USER, GOOD], "rejected": [HELLO, USER, BAD]},
+        {"prompt": "Why?", "chosen": [HELLO, USER, GOOD], "rejected": [HELLO, USER, BAD]},
+        {"prompt": [HELLO, USER], "chosen": [GOOD], "rejected": [BAD]},
+    ],
+)
+def test_the_assistant_may_open_a_conversation(row: dict[str, Any], tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", row)
+    opened = (Message("assistant", "Hello"), Message("user", "Why?"))
+    assert only_pair(path).prompt.messages == opened
+    assert read_prompts(path).prompts[0].messages == opened
+
+
+@pytest.mark.parametrize(
     ("row", "outcome", "says"),
     [
         ({**EXPLICIT, "chosen": [USER, GOOD]}, "doubled_turn", "chosen repeats turns"),
@@ -187,6 +203,12 @@ def test_system_and_earlier_turns_belong_to_the_prompt(tmp_path: Path) -> None:
             "malformed",
             "different prompts",
         ),
+        (
+            {"prompt": [HELLO, USER], "chosen": [HELLO, USER, GOOD], "rejected": [HELLO, USER, BAD]},
+            "doubled_turn",
+            "chosen repeats turns",
+        ),
+        ({**STRINGS, "chosen": f"[{USER}\n {GOOD}]"}, "malformed", "spells turns that cannot be read"),
         ({"system": 3, **STRINGS}, "malformed", "the system column holds int"),
         ({"prompt": "a", "completion": "b", "label": True}, "malformed", "an unpaired row"),
         ({"text": "a", "labels": 3}, "malformed", "columns text, labels are no known layout"),
@@ -285,6 +307,39 @@ def test_a_folder_is_read_by_split(tmp_path: Path) -> None:
     assert [pair.prompt for pair in read_pairs(tmp_path, split="test").pairs] == [user_prompt("b")]
     with pytest.raises(DataError, match="no split 'val'; there are test, train"):
         read_pairs(tmp_path, split="val")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"train_prefs-00000-of-00001.jsonl": "a", "test_prefs-00000-of-00001.jsonl": "b"},
+        {"data/part1.jsonl": "a", "data/dev.jsonl": "b"},
+    ],
+)
+def test_a_test_split_is_never_taken_for_training_data(files: dict[str, str], tmp_path: Path) -> None:
+    for name, prompt in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_jsonl(tmp_path / name, {**STRINGS, "prompt": prompt})
+    with pytest.raises(DataError, match="has several splits"):
+        read_pairs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"train_0.jsonl": "a", "train_1.jsonl": "b", "test_0.jsonl": "c"},
+        {"train/0.jsonl": "a", "train/1.jsonl": "b", "test/0.jsonl": "c"},
+        {"data/train/0.jsonl": "a", "data/train/1.jsonl": "b", "data/validation.jsonl": "c"},
+        {"train.jsonl": "a", "train_2.jsonl": "b", "eval.jsonl": "c"},
+        {"part-0.jsonl": "a", "part-1.jsonl": "b"},
+        {"latest.jsonl": "a", "development.jsonl": "b"},
+    ],
+)
+def test_the_training_files_of_a_folder_are_told_by_their_names(files: dict[str, str], tmp_path: Path) -> None:
+    for name, prompt in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(tmp_path / name, {**STRINGS, "prompt": prompt})
+    assert {pair.prompt for pair in read_pairs(tmp_path).pairs} == {user_prompt("a"), user_prompt("b")}
 
 
 def test_a_folder_of_shards_is_read_whole_and_a_run_folder_by_its_pairs(tmp_path: Path) -> None:

@@ -20,6 +20,15 @@ from anchored.runs import Run, read_lines
 from anchored.train.settings import TrainSettings
 from anchored.train.stage import train
 
+THINKING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{{ ('<think>\n\n</think>\n\n' if message.role == 'assistant' else '') }}"
+    "{{ message.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+"""As Qwen3's, for answers without thoughts."""
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "apo_loop.py"
 
 
@@ -43,7 +52,7 @@ def test_the_flat_script_trains_as_the_package_does(tmp_path: Path) -> None:
         Pair(user_prompt(f"Add {n} and 2."), Answer(f"It is {n + 2}."), Answer(f"It is {n + 3}, or so."))
         for n in range(5)
     ]
-    model = save_folder(tmp_path / "model")
+    model = save_folder(tmp_path / "model", chat_template=THINKING)
     write(tmp_path / "pairs.jsonl", pairs)
     command = [sys.executable, str(SCRIPT), str(model), str(tmp_path / "pairs.jsonl"), str(tmp_path / "aligned")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

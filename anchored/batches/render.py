@@ -9,13 +9,13 @@ In: pairs of text and the model's tokenizer. Out: the prompt's ids and each answ
    the tokenizer's EOS. Where the template trims the answer's text, so is the scored answer.
 3. The answer's ids are those that follow the prompt's ids in the whole conversation. Where the tokenizer would merge
    across that border, the answer is tokenized by itself: generation starts from the prompt's ids too.
-4. A template that opens a finished answer with an empty thinking block is rendered with `enable_thinking=False`, which
-   puts that block into the prompt: the answers of pairs come without thoughts. Answers that bring their own thinking
-   text, as the template writes it, are scored with it.
+4. Templates are rendered with `enable_thinking=False`, as `llm.local_chat` does: the answers of pairs come without
+   thoughts, and a template that opens them with an empty thinking block puts it into the prompt. Answers that bring
+   their own thinking text, as the template writes it, are scored with it.
 5. A prompt that is too long keeps its end, an answer its start; an answer's limit counts its end-of-turn token, which a
    shortened answer lacks.
 
-A template that refuses a conversation or does not keep an answer's text is a ModelError that names the pair.
+A pair that the template refuses, or whose answers' text it does not keep, becomes a ModelError that names it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from anchored.errors import ModelError
 from anchored.records import Answer, Message, Pair
 from anchored.runs import one_line
 
-_THINKING_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False})
+_THINKING_OPTIONS: tuple[dict[str, Any], ...] = ({"enable_thinking": False}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +72,35 @@ class Renderer:
         self._ends = re.compile("|".join(ends)) if ends else None
 
     def pair(self, pair: Pair) -> RenderedPair:
-        """One pair; `pairs` is faster for many."""
-        return self.pairs([pair])[0]
+        """One pair, or its ModelError raised; `pairs` is faster for many."""
+        rendered = self.pairs([pair])[0]
+        if isinstance(rendered, ModelError):
+            raise rendered
+        return rendered
 
-    def pairs(self, pairs: Sequence[Pair]) -> list[RenderedPair]:
-        """All pairs, in order, tokenized together."""
-        conversations = [self._conversation(pair) for pair in pairs]
-        prompts = self._tokenize([conversation.prompt for conversation in conversations])
-        wholes = self._tokenize([c.prompt + answer for c in conversations for answer in c.answers])
-        rendered = []
-        for index, (pair, conversation, prompt_ids) in enumerate(zip(pairs, conversations, prompts, strict=True)):
-            chosen, rejected = (
-                self._answer_ids(prompt_ids, whole, answer)
-                for whole, answer in zip(wholes[2 * index : 2 * index + 2], conversation.answers, strict=True)
-            )
+    def pairs(self, pairs: Sequence[Pair]) -> list[RenderedPair | ModelError]:
+        """All pairs, in order, tokenized together; what cannot be rendered is an error in its place."""
+        conversations = [self._conversation_or_error(pair) for pair in pairs]
+        sound = [conversation for conversation in conversations if isinstance(conversation, _Conversation)]
+        prompts = iter(self._tokenize([conversation.prompt for conversation in sound]))
+        wholes = iter(self._tokenize([c.prompt + answer for c in sound for answer in c.answers]))
+        rendered: list[RenderedPair | ModelError] = []
+        for pair, conversation in zip(pairs, conversations, strict=True):
+            if isinstance(conversation, ModelError):
+                rendered.append(conversation)
+                continue
+            prompt_ids = next(prompts)
+            chosen, rejected = (self._answer_ids(prompt_ids, next(wholes), answer) for answer in conversation.answers)
             rendered.append(
                 RenderedPair(pair.prompt.id, tuple(prompt_ids[-self._max_prompt_tokens :]), chosen, rejected)
             )
         return rendered
+
+    def _conversation_or_error(self, pair: Pair) -> _Conversation | ModelError:
+        try:
+            return self._conversation(pair)
+        except ModelError as error:
+            return error
 
     def _conversation(self, pair: Pair) -> _Conversation:
         for options in _THINKING_OPTIONS:
@@ -141,8 +152,17 @@ class Renderer:
         if whole_ids[: len(prompt_ids)] == prompt_ids:
             ids = whole_ids[len(prompt_ids) :]
         else:
-            ids = self._tokenize([answer])[0]
+            ids = self._alone(answer)
         return tuple(ids[: self._max_answer_tokens])
+
+    def _alone(self, text: str) -> list[int]:
+        """As in the midst of a text: SentencePiece's tokenizers put a space before what begins one."""
+        eos = self._tokenizer.eos_token
+        if eos is not None:
+            first, *ids = self._tokenize([f"{eos}{text}"])[0]
+            if first == self._tokenizer.eos_token_id:
+                return ids
+        return self._tokenize([text])[0]
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:

@@ -7,6 +7,7 @@ around the whole.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
 
@@ -41,7 +42,7 @@ async def clair(prompt: Prompt, desk: Desk) -> Pair:
 
 def parse(reply: str, rejected: str, task: str = "") -> Revision | Problem:
     """The revision in a reply. A second header spoils it, unless the task or the rejected answer has such a line."""
-    reply = reply.replace("\r\n", "\n")
+    reply = _keys_as_headers(reply.replace("\r\n", "\n"))
     headers = [header for header in _HEADER.finditer(reply) if _is_header(header)]
     if not headers:
         if is_refusal(reply):
@@ -49,32 +50,33 @@ def parse(reply: str, rejected: str, task: str = "") -> Revision | Problem:
         return Problem(
             Outcome.NO_HEADER, f"no line begins with {{corrected_student_solution}}: {beginning(reply)}", reply
         )
-    first, *others = headers
-    after = reply[first.end("header") :].strip()
     known = {line.strip() for line in f"{task}\n{rejected}".splitlines()}
-    repeated = next((header for header in others if header[0].strip() not in known), None)
-    if repeated:
-        names = " and ".join(repr(header["header"].strip()) for header in (first, repeated))
+    own = [header for header in headers if header[0].strip() not in known] or headers[:1]
+    first = own[0]
+    before, after = reply[: first.start()], reply[first.end("header") :].strip()
+    if len(own) > 1:
+        names = " and ".join(repr(header["header"].strip()) for header in own[:2])
         return Problem(Outcome.REPEATED_HEADER, f"{names} both begin a line", after)
-    text = _unwrapped(_CLOSING_TAG.split(after, maxsplit=1)[0], rejected)
+    after = _closed(before, first, _CLOSING_TAG.split(after, maxsplit=1)[0].strip())
+    text = _unwrapped(after, rejected)
     if not text:
         return Problem(Outcome.EMPTY, "nothing follows the header")
     if text == rejected.strip():
         return Problem(Outcome.IDENTICAL, "the revision is the policy's answer", text)
     if is_refusal(text) and not is_refusal(rejected):
         return Problem(Outcome.REFUSAL, f"the revision: {beginning(text)}", text)
-    return Revision(text, _REASONING.sub("", reply[: first.start()].strip(), count=1).strip())
+    return Revision(text, _REASONING.sub("", before.strip(), count=1).strip())
 
 
 _OPEN, _CLOSE = r"[\{\[<(]{0,2}+", r"[\}\]>)]{0,2}+"
 _MARKS = r"(?:[*_`\"]|\\(?=[*_{}\[\]]))*+"
 _GAP = r"\\?[ _-]?"
-_LINE_START = r"^[ \t]*(?P<list>(?:(?:\d+[.)]|[-*+•>]|\#{1,6})[ \t]+|>)*)"
+_LINE_START = r"^[ \t]*(?P<list>(?:(?:\d+[.)]|[-*+•>]|\#{1,6}|[☀-➿🌀-🫿\uFE0F]+)[ \t]+|>)*)"
 _BEFORE, _AFTER = rf"{_MARKS}[ ]?{_OPEN}[ ]?{_MARKS}", rf"{_MARKS}[ ]?{_CLOSE}{_MARKS}"
 _NAME = rf"(?:corrected|revised|improved){_GAP}(?:student(?:['’]?s)?{_GAP})?(?:solution|answer)"
 _HEADER = re.compile(
     rf"{_LINE_START}(?P<header>(?P<open>{_BEFORE}){_NAME}(?!_?[a-z0-9])(?P<close>{_AFTER})[ \t]*"
-    rf"(?P<colon>[:：]?+){_MARKS})(?P<rest>[^\n]*)",
+    rf"(?:(?P<colon>[:：])|[-–—=]+(?=[ \t]+\S))?+{_MARKS})(?P<rest>[^\n]*)",
     re.IGNORECASE | re.MULTILINE,
 )
 _REASONING = re.compile(rf"{_LINE_START}{_BEFORE}teacher{_GAP}reasoning{_AFTER}[ \t]*[:：]?{_MARKS}", re.IGNORECASE)
@@ -95,6 +97,38 @@ def _is_header(match: re.Match[str]) -> bool:
     return bool(marked) and not _PROSE.match(match["rest"])
 
 
+def _keys_as_headers(reply: str) -> str:
+    """A reply that is one JSON object with the revision in it, fenced or not, its keys as headers; others as they are."""
+    found = _OBJECT.fullmatch(reply)
+    try:
+        fields = json.loads(found[1], strict=False) if found else {}
+    except (ValueError, RecursionError):
+        return reply
+    if not any(re.fullmatch(_NAME, key, re.IGNORECASE) for key in fields):
+        return reply
+    return "\n".join(f"{{{key}}}:\n{value}" for key, value in fields.items())
+
+
+def _closed(before: str, header: re.Match[str], after: str) -> str:
+    """What follows a header without the marks that close what opens before it or with it: a fence, a brace."""
+    lines = after.split("\n")
+    if _opens_a_fence(before.split("\n")):
+        if _BARE_FENCE.match(lines[0]):
+            return "\n".join(lines[1:])
+        if _BARE_FENCE.match(lines[-1]) and _opens_a_fence(lines):
+            return "\n".join(lines[:-1])
+    for opening, closing in ("{}", "[]", "<>", "()"):
+        more = opening in header["open"] and closing not in header["close"]
+        if more and after.endswith(closing) and after.count(closing) > after.count(opening):
+            after = after.rstrip(closing)
+    return after
+
+
+def _opens_a_fence(lines: list[str]) -> bool:
+    """Whether one of the lines' fences has no partner."""
+    return sum(_FENCE.match(line) is not None for line in lines) % 2 == 1
+
+
 def _unwrapped(text: str, rejected: str) -> str:
     """The text without a rule, a fence or quotes around all of it that the rejected answer does not have."""
     text, rejected = text.strip(), rejected.strip()
@@ -111,6 +145,8 @@ def _unwrapped(text: str, rejected: str) -> str:
 _RULE_BEFORE = re.compile(r"\A(?:-{3,}|\*{3,}|_{3,}|={3,})[ \t]*(?:\n|\Z)")
 _RULE_AFTER = re.compile(r"(?:\A|\n)[ \t]*(?:-{3,}|\*{3,}|_{3,}|={3,})\Z")
 _FENCE = re.compile(r"^(?P<marks>`{3,}|~{3,})[ \t]*(?P<language>[^\s`]*)[ \t]*$")
+_BARE_FENCE = re.compile(r"^(?:`{3,}|~{3,})[ \t]*$")
+_OBJECT = re.compile(r"\s*+(?:```\w*\s++)?(\{\s*+\".*\})\s*+(?:```\s*+)?", re.DOTALL)
 _PLAIN_LANGUAGES = {"", "text", "txt", "plaintext", "markdown", "md"}
 
 

@@ -34,7 +34,8 @@ def _excused(match: re.Match[str], task: str, known: str) -> bool:
     """Whether the words are at home in this task: it has students or solutions in it, or asks to edit a text."""
     if match.re in _OF_AN_ANSWER:
         named = match.groupdict().get("named")
-        return named is not None and named.lower() in known
+        # "the previous answer" may also be one of an earlier turn
+        return named is not None and (named.lower() in known or (" " in named and "assistant: " in known))
     return bool(_ASKS_TO_EDIT.search(task) or (_ASKS_TO_CHANGE.search(task) and _CHANGED.search(match[0])))
 
 
@@ -63,9 +64,8 @@ _COMPOUND = _any(
 )
 _AFTER_A_NOUN = _any(
     "to of for that which is are was will with in by we you i it and or but would should could can may might now has"
-    " have"
-    " had here below above as based from using while without after where this the also more so not clearly correctly"
-    " accurately properly better"
+    " have had here below above as based from using while without after where this the also more so not said clearly"
+    " correctly accurately properly better"
 )
 _GAP_WORD = (
     r"(?!(?:of|in|to|for|the|is|are|was|were|by|on|at|from|that|which|his|her|their|its|our|your|a|an"
@@ -108,7 +108,7 @@ def _phrases(*phrases: str) -> tuple[re.Pattern[str], ...]:
 
 _IDENTIFIER = re.compile(r"\b(?:corrected_)?student_solution(?:_[12])?\b|\bteacher[_ ]reasoning\b", re.IGNORECASE)
 (_HINT,) = _phrases(
-    r"student|original|previous|earlier|prior|initial|clear|revis|correct|better|improv|changes|edit|more|<revised>"
+    r"student|original|previous|earlier|prior|initial|given|provided|note|clear|revis|correct|better|improv|changes|edit|more|<revised>"
 )
 
 # an answer is called an answer, and a revised one: no task asks for that; `named`: unless the task has such a thing
@@ -118,13 +118,19 @@ _OF_AN_ANSWER = _phrases(
     r"<line><revised><gap>(?:student(?:'s)? )?<answer><heading>",
     r"\b(?:here|this)(?:'s| is) an? (?:clearer|better|more (?:accurate|correct|engaging))<gap><answer><end>",
     r"\bclear(?:er)?,? (?:and )?more (?:correct|accurate),? and (?:more )?engaging\b",
-    r"\b(?P<named>student)(?:'s|s')? (?:\w+ ){0,2}(?:answer|solution|response|submission|attempt|explanation|work)\b",
+    r"(?<!\ba )(?<!\beach )\b(?P<named>student)(?:'s|s')? (?:\w+ ){0,2}(?:answer|solution|response|submission|attempt"
+    r"|explanation|wording|structure|mistakes?|errors?)\b",
     r"\b(?:provided|given|written|made|presented|submitted) by the (?P<named>student)\b",
     r"\bthe (?P<named>student) (?:should have|could have|forgot|failed|misunderst\w+|mistakenly|incorrectly|correctly"
-    r"|attempted)\b",
-    r"\b(?:the|your|my|our|an?|this|that) (?:original|previous|earlier|prior|initial) (?P<named>answer|explanation"
-    r"|attempt)<end>",
-    r"\b(?:the|your|my|our) (?:original|previous|earlier|prior) (?P<named>response|reply|solution)<end>",
+    r"|attempted|missed|confused|omitted|overlooked|stated|mentioned"
+    r"|made (?:an? |some |several )?(?:\w+ )?(?:mistake|error)s?)\b",
+    r"\b(?:the|your|my|our|this|that) (?P<named>(?:original|previous|earlier|prior|initial) (?:answer|explanation"
+    r"|attempt))<end>",
+    r"\b(?:the|your|my|our) (?P<named>(?:original|previous|earlier|prior) (?:response|reply|solution))(?! by\b)<end>",
+    r"\bthe (?P<named>(?:original|previous|earlier|prior|initial) (?:<answer>|text|statement|version))"
+    r" (?:mistakenly|incorrectly|wrongly|erroneously)\b",
+    r"\bthe (?:given|provided) (?P<named><answer>) (?:contains?|ha[sd]) (?:an?|some|several|the) (?:\w+ )?"
+    r"(?:error|mistake)s?\b",
     r"\b(?:the|this|my) (?:answer|solution|response) (?:has|have) (?:now )?been (?:\w+ly )?<revised>\b",
     r"\b(?:i|we)(?:'ve| have)? (?:\w+ ){0,2}?<edited> (?:upon |on )?(?:the|this|your|my|that) (?:\w+"
     r" ){0,2}?<answer><end>",
@@ -158,7 +164,10 @@ _OF_A_TEXT = _phrases(
     r"\blet(?:'s| us) (?:correct|revise|rectify|rework) (?:the|this|your|that|some|these)\b",
     r"\b(?:the|these|those) (?:corrections|revisions) (?:include|made|are|were|above|below)\b",
     r"\b(?:in|with|through) (?:this|these|the above|the following) (?:corrections?|revisions?|edits)<end>",
-    r"\b(?:this|these|the above) (?:corrections?|revisions?|rewrites?) (?:\w+ly )?(?:ensures?|makes?|provides?"
+    r"\bno (?:further |other )?(?:changes|corrections|revisions|edits) (?:are|were) (?:needed|necessary|required)\b",
+    r"<line>(?:note|edit|correction): ?(?:i(?:'ve| have)? )?(?:fixed|corrected|changed|replaced|revised|reworded"
+    r"|rewrote|kept|modified|removed) (?:the|your|some|all|only)\b",
+    r"\b(?:this|these|the above|my) (?:corrections?|revisions?|rewrites?) (?:\w+ly )?(?:ensures?|makes?|provides?"
     r"|addresses?|keeps?"
     r"|maintains?|improves?|clarif(?:y|ies)|fix(?:es)?|aims?|should|will|offers?|gives?|adds?|includes?)\b",
     r"<line>(?:key |main |(?:summary|explanation|list) of |the )*(?:changes|corrections|revisions|improvements|edits"

@@ -71,16 +71,22 @@ _SERVE = (
     r" with| in)? (?:that|this|so|it|your request|such)"
     r"|(?:fulfil|accommodat|process|complet|answer|continu|proceed|hono)\w*[^.!?;\n]{0,20}?"
     r" (?:that|this|your|the|these|such) (?:\w+ ){0,2}"
-    r"(?:request|task|prompt|question|conversation|topic|instruction)s?)\b"
+    r"(?:request|task|prompt|question|conversation|topic|instruction)s?"
+    r"|(?:generat|produc|creat|writ)\w* (?:that|this|such|any) (?:\w+ of )?(?:content|material))\b"
 )
 _PROVIDE = (
     r"(?:provid|giv|offer|shar|creat|generat|writ|produc|discuss|engag|participat|promot|support|condon|facilitat|revis"
     r"|improv|correct|rewrit|edit|continu)\w*[^.!?;\n]{0,60}?"
     r" (?:that|this|such|content|material|guidance|instructions?|information|advice|requests?|revisions?|answers?"
-    r"|solutions?|harmful|illegal|unethical|inappropriate|offensive|explicit)\b"
+    r"|solutions?|lyrics|excerpts|copyrighted|harmful|illegal|unethical|inappropriate|offensive|explicit)\b"
 )
+_WORK = r"(?:answer|respond|assist|help|provid|revis|writ|generat|creat|engag|discuss|continu)\w*"
+_ETHICAL = r"(?:\w+ or )?(?:ethical|appropriate|right|responsible)"
 _REFUSAL = re.compile(
     f"{_SORRY}?{_AS_AN_AI}?{_I_CANNOT}{_SERVE}|(?:{_SORRY}{_AS_AN_AI}?|{_AS_AN_AI}){_I_CANNOT}{_PROVIDE}"
-    rf"|{_SORRY}i (?:do not|don't) feel comfortable \w+ing\b",
+    rf"|{_SORRY}?i (?:do not|don't) feel comfortable {_WORK}|{_SORRY}i (?:do not|don't) feel comfortable \w+ing\b"
+    rf"|{_SORRY}?i must (?:\w+ )?decline to {_WORK}"
+    rf"|{_SORRY}?{_AS_AN_AI}?it (?:is|would) not (?:be )?{_ETHICAL} for me to\b"
+    rf"|{_SORRY}?(?:this|that)(?: is|'s) not something (?:that )?i (?:can|am able to|'m able to) {_WORK}",
     re.IGNORECASE,
 )

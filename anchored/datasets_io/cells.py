@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
@@ -26,12 +27,18 @@ def malformed(detail: str) -> Refused:
     return Refused(Outcome.MALFORMED, detail)
 
 
+# NumPy prints no commas between the turns, and so does a CSV file that pandas made of a parquet file
+_SPELT_TURNS = re.compile(r"""\s*\[\s*\{\s*(['"])(?:role|content)\1\s*:.*\}\s*\]\s*\Z""", re.DOTALL)
+
+
 def turns(value: Any, name: str) -> tuple[Message, ...] | str:
     """A cell as messages, or as the string it is; `name` is the column's."""
     if missing(value):
         raise malformed(f"{name} has no value")
     if isinstance(value, str):
         spelt = _structure(value)
+        if spelt is None and _SPELT_TURNS.match(value):
+            raise malformed(f"{name} spells turns that cannot be read ({short(value)}); write parquet or JSON lines")
         if not _are_messages(spelt):
             return well_formed(value)
         value = spelt

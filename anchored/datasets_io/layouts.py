@@ -105,15 +105,20 @@ def _conversation(columns: Columns, name: str) -> Turns:
     before = _prompt_cell(columns)
     if not side:
         raise Refused(Outcome.NO_ASSISTANT_TURN, f"{name} is an empty list")
-    if side[0].role == "assistant":
+    if isinstance(before, tuple) and before and (side[0].role != "assistant" or side[: len(before)] == before):
+        raise Refused(Outcome.DOUBLED_TURN, f"{name} repeats turns that stand in the prompt's column already")
+    if isinstance(before, tuple) or not _is_whole(side, before):
         if before is None:
             raise malformed(f"{name} holds an answer alone, and no column {' or '.join(_PROMPTS)} says to what")
         side = (*_as_turns(before, "user"), *side)
-    elif isinstance(before, tuple):
-        raise Refused(Outcome.DOUBLED_TURN, f"{name} repeats turns that stand in the prompt's column already")
     if side[-1].role != "assistant":
         raise Refused(Outcome.NO_ASSISTANT_TURN, f"{name} ends with a {side[-1].role} turn")
     return _with_system(columns, side)
+
+
+def _is_whole(said: Turns, before: str | None) -> bool:
+    """Whether turns are a whole conversation, which the assistant may open, not what answers the string `before`."""
+    return said[0].role != "assistant" or (len(said) > 1 and (before is None or Message("user", before) in said))
 
 
 def _best_against_worst(columns: Columns) -> Pair:
@@ -149,7 +154,7 @@ def _prompt_turns(columns: Columns) -> Turns:
     # the turns of an answer say more than a string beside them: a system turn, earlier turns
     for name in ("chosen", "messages"):
         said = None if missing(columns.get(name)) else turns(columns[name], name)
-        if isinstance(said, tuple) and said and said[0].role != "assistant":
+        if isinstance(said, tuple) and said and _is_whole(said, before):
             return said[:-1] if said[-1].role == "assistant" else said
     if before is None:
         raise malformed(_unknown_layout(columns))

@@ -23,7 +23,9 @@ from anchored.errors import DataError
 from anchored.runs import one_line
 
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
-_SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+")
+_SHARD = re.compile(r"(?P<split>.+?)[-_]\d+(?:-of-\d+|$)")
+_SPLIT_FOLDER = re.compile(r"train|test|val|valid|validation|dev|eval")
+_NOT_FOR_TRAINING = re.compile(r"(?:^|[\W_])(?:test|val|valid|validation|dev|eval)(?:$|[\W_])")
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 
@@ -59,7 +61,10 @@ def read(source: str | Path, split: str | None = None, wanted: Collection[str] =
 
 
 def _files(path: Path, split: str | None) -> list[Path]:
-    """The data files of a source; where a folder holds several splits, those of `split`, else of `train`."""
+    """The data files of a source; where a folder holds several splits, those of `split`, else of `train`.
+
+    Without one called so, all files are taken, but never a test split among others unasked.
+    """
     if path.is_file():
         return [path]
     if (path / "pairs.parquet").exists():  # a run folder
@@ -68,10 +73,13 @@ def _files(path: Path, split: str | None) -> list[Path]:
     for file in sorted(path.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
         if _format(file) and not hidden and not file.name.startswith("dataset_info"):
-            by_split.setdefault(_split_of(file), []).append(file)
+            by_split.setdefault(_split_of(file.relative_to(path)), []).append(file)
     if not by_split:
         raise DataError(f"{path}: holds no {', '.join(_ENDINGS)} file")
     chosen = split or ("train" if "train" in by_split else None)
+    if chosen is None and len(by_split) > 1 and any(map(_NOT_FOR_TRAINING.search, by_split)):
+        names = ", ".join(sorted(by_split))
+        raise DataError(f"{path}: has several splits; name one of its files, or set split to one of {names}")
     if chosen is None:
         return [file for files in by_split.values() for file in files]
     if chosen not in by_split:
@@ -85,6 +93,10 @@ def _format(file: Path) -> str:
 
 
 def _split_of(file: Path) -> str:
+    """What a file's folder is called, where that is a split's name, else the file itself without its number."""
+    folder = next((part for part in file.parts[:-1] if _SPLIT_FOLDER.fullmatch(part)), None)
+    if folder:
+        return folder
     stem = file.name.split(".")[0]
     shard = _SHARD.match(stem)
     return shard["split"] if shard else stem

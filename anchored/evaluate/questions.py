@@ -21,6 +21,7 @@ from anchored.evaluate.benchmark import Item
 from anchored.records import user_prompt
 
 _ENDS = " \t\n.,;:!?\"'`*_()[]{}$"
+_MINUS = "\N{MINUS SIGN}"
 
 
 class Questions:
@@ -38,7 +39,7 @@ class Questions:
         if not rows:
             raise EvaluationError(f"{path}: holds no question; each line needs `prompt` and `answer`")
         self._items = tuple(
-            Item(str(row.get("id", number)), user_prompt(row["prompt"]), str(row.get("category", "all")))
+            Item(str(_given(row, "id", number)), user_prompt(row["prompt"]), str(_given(row, "category", "all")))
             for number, row in enumerate(rows)
         )
         self._accepted = {
@@ -71,11 +72,19 @@ def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     return {**row, "prompt": prompt, "answer": accepted}
 
 
+def _given(row: dict[str, Any], name: str, otherwise: Any) -> Any:
+    value = row.get(name)
+    return otherwise if value is None else value
+
+
 def _normal(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"\s+", " ", text).strip(_ENDS)
+    text = unicodedata.normalize("NFKC", text).casefold().replace(_MINUS, "-")
+    text = re.sub(r"\s+", " ", text).rstrip(_ENDS)
+    # the point of ".5" is part of the number
+    point = re.match(rf"[{re.escape(_ENDS)}]*(?=\.\d)", text)
+    return text[point.end() :] if point else text.lstrip(_ENDS)
 
 
 def _ends_with(said: str, accepted: str) -> bool:
-    # a whole word in front: "142" does not end with the answer "42", nor "-42", nor "0.42"
-    return said == accepted or bool(re.search(r"(?<![\w.,\-])" + re.escape(accepted) + r"\Z", said))
+    # a whole word in front: "142" does not end with the answer "42", nor "-42", "0.42", "1/42" or "10:42"
+    return said == accepted or bool(re.search(r"(?<![\w.,\-])(?<!\d[/:^])" + re.escape(accepted) + r"\Z", said))

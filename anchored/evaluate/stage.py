@@ -57,6 +57,7 @@ async def evaluate(
     Writes answers/BENCHMARK/CHECKPOINT.jsonl, scores.jsonl and the stage's summary, which holds the improvements.
     """
     began = time.monotonic()
+    _check_names(benchmarks)
     graded: dict[tuple[str, str], list[Graded]] = {}
     for checkpoint in checkpoints:
         chat = open_chat(checkpoint)
@@ -88,6 +89,14 @@ async def evaluate(
     }
     run.complete("evaluate", summary)
     return summary
+
+
+def _check_names(benchmarks: Sequence[Benchmark]) -> None:
+    names = [benchmark.name for benchmark in benchmarks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise EvaluationError(
+            f"evaluate.benchmarks: two are named {twice!r}, and answers and scores are kept by name; rename a file"
+        )
 
 
 async def _answer(

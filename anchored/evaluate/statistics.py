@@ -1,7 +1,9 @@
 """Intervals for scores and for improvements over the starting model, by bootstrap over the items.
 
 All checkpoints answer the same items, so improvements are paired: a resample draws items, and every checkpoint is
-scored on the same draw. That is what makes a maximum over checkpoints comparable with its own interval.
+scored on the same draw. The best checkpoint was chosen for its score, so its interval is as wide as what holds for all
+checkpoints at once: with nothing gained by any of 18, it leaves out 0 in 2 or 3 of 100 runs, where the percentiles of
+the resampled maximum would in 56.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class Improvement:
     """How checkpoints differ from the starting model, in percentage points (the paper's Table 2)."""
 
     max: Interval
-    """Best checkpoint: chosen anew in each resample, so the interval carries the choice (a maximum flatters)."""
+    """Best checkpoint, with an interval that allows for its having been chosen (a maximum flatters)."""
     max_checkpoint: int
     """Index of the best checkpoint; the earliest of equals."""
     mean: Interval
@@ -60,8 +62,10 @@ def improvement(
     gains = 100 * (checkpoints - start)
     gain = gains.mean(axis=1)
     resampled = resampled_means(gains, resamples, seed)
+    off = resampled - gain
+    best = float(gain.max())
     return Improvement(
-        max=_interval(float(gain.max()), resampled.max(axis=1)),
+        max=Interval(best, best + _low(off.min(axis=1)), best + _high(off.max(axis=1))),
         max_checkpoint=int(gain.argmax()),
         mean=_interval(float(gain.mean()), resampled.mean(axis=1)),
         sd=float(gain.std(ddof=1)) if len(gain) > 1 else 0.0,
@@ -70,5 +74,12 @@ def improvement(
 
 
 def _interval(value: float, resampled: Float[ndarray, " resamples"]) -> Interval:
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+    return Interval(value, _low(resampled), _high(resampled))
+
+
+def _low(resampled: Float[ndarray, " resamples"]) -> float:
+    return float(np.quantile(resampled, 0.025))
+
+
+def _high(resampled: Float[ndarray, " resamples"]) -> float:
+    return float(np.quantile(resampled, 0.975))

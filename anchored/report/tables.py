@@ -55,14 +55,21 @@ class Table:
 
 
 def run_tables(run: Run, stages: Collection[str]) -> list[Table]:
-    """What the given stages of a run have to show; a stage that made nothing yet has no table."""
+    """What the given stages of a run have to show, the scores in each benchmark's first view; the page has them all."""
     contents = Contents(run)
     tables = []
     if "create" in stages:
         tables += [yield_table(contents.outcomes), contrast_table(contents.contrasts)]
     if "evaluate" in stages:
-        overall = [row for row in contents.improvements if row["category"] is None]
-        tables += [*map(score_table, contents.boards), improvement_table(overall)]
+        first: dict[str, Scoreboard] = {}
+        for board in contents.boards:
+            first.setdefault(board.benchmark, board)
+        shown = [
+            row
+            for row in contents.improvements
+            if row["category"] is None and row["benchmark"] in first and row["view"] == first[row["benchmark"]].view
+        ]
+        tables += [*map(score_table, first.values()), improvement_table(shown)]
     return [table for table in tables if table.rows]
 
 

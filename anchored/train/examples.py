@@ -1,7 +1,8 @@
 """Pairs as the model sees them: token ids laid out as a tree, checked before training begins.
 
-In: pairs and the policy. Out: examples, and how many pairs were left out and why. A pair with nothing to learn from is
-left out by its outcome; one that the model cannot read (too long, unknown tokens) is an error.
+In: pairs and the policy. Out: examples, and how many pairs were left out and why. A pair with nothing to learn from, or
+that the chat template does not take, is left out by its outcome; one that the model cannot read (too long, unknown
+tokens) is an error.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Examples:
     kept: tuple[Example, ...]
     left_out: Mapping[str, int]
     """How many pairs are not among `kept`, by outcome."""
+    problem: str = ""
+    """Why the first pair that could not be rendered was left out."""
 
 
 def prepare(pairs: Sequence[Pair], policy: Policy, settings: TrainSettings) -> Examples:
@@ -49,13 +52,18 @@ def prepare(pairs: Sequence[Pair], policy: Policy, settings: TrainSettings) -> E
     accepted = [pair for pair in pairs if pair.outcome is Outcome.OK]
     left_out = Counter(str(pair.outcome) for pair in pairs if pair.outcome is not Outcome.OK)
     kept: list[Example] = []
-    for rendered in renderer.pairs(accepted) if accepted else []:
+    problem = ""
+    for rendered in renderer.pairs(accepted):
+        if isinstance(rendered, ModelError):
+            left_out[str(Outcome.MALFORMED)] += 1
+            problem = problem or str(rendered)
+            continue
         if rendered.chosen_ids == rendered.rejected_ids:
             left_out[str(Outcome.IDENTICAL)] += 1
             continue
         _check_fits(rendered, policy)
         kept.append(_example(rendered))
-    return Examples(tuple(kept), left_out)
+    return Examples(tuple(kept), left_out, problem)
 
 
 def _example(pair: RenderedPair) -> Example:

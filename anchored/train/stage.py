@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from anchored.errors import DataError, TrainError
+from anchored.errors import DataError, ModelError, TrainError
 from anchored.progress import Progress
 from anchored.records import Pair
 from anchored.runs import Run, one_line, read_lines, write_lines
@@ -115,12 +115,14 @@ def _train(
 
 def _check_enough(prepared: Examples, settings: TrainSettings, progress: Progress) -> None:
     left_out = ", ".join(f"{count} {outcome}" for outcome, count in prepared.left_out.items())
+    if not prepared.kept and prepared.problem:
+        raise ModelError(f"none of the pairs can be trained on ({left_out}): {prepared.problem}")
     if not prepared.kept:
         raise DataError(
             f"none of the pairs can be trained on ({left_out}); give other data, or raise train.max_answer_tokens"
         )
     if left_out:
-        progress.note(f"left out of training: {left_out}")
+        progress.note(f"left out of training: {left_out}" + (f" ({prepared.problem})" if prepared.problem else ""))
     steps = settings.epochs * steps_per_epoch(len(prepared.kept), settings)
     if settings.optimizer.warmup_steps >= steps:
         raise TrainError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from tiny_models import CHATML, END, START, TRIMMED, make_tokenizer
+from tiny_models import CHATML, CORPUS, END, START, TRIMMED, make_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from anchored.batches.render import Renderer
@@ -31,6 +32,12 @@ THINKING = (
     "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 )
 """As Qwen3's: a finished answer always has a thinking block, and an empty one is a prompt's when thinking is off."""
+
+SWITCHED = (
+    "{% set mode = '/no_think' if enable_thinking is defined and not enable_thinking else '/think' %}"
+    "{{ '<|im_start|>system\n' + mode + '<|im_end|>\n' }}"
+) + CHATML.removeprefix("{{ bos_token or '' }}")
+"""As SmolLM3's: the switch for thinking changes the system prompt too."""
 
 ALWAYS_THINKING = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
@@ -62,6 +69,19 @@ BARE = (
 """No token of its own, and a generation prompt that ends with a space, which merges with the answer's first word."""
 
 QUESTION = "How many coins make 68 cents?"
+
+
+def make_spaced_tokenizer(chat_template: str) -> PreTrainedTokenizerFast:
+    """Like SentencePiece's: words carry the space before them, and the beginning of a text gets one."""
+    scheme = {"replacement": "▁", "prepend_scheme": "first"}
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(**scheme)
+    bpe.decoder = decoders.Metaspace(**scheme)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "</s>"], show_progress=False)
+    bpe.train_from_iterator([*CORPUS, f"user: {QUESTION}\nassistant: The answer is 5."], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", eos_token="</s>")
+    tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def make_pair(chosen: str = "The answer is 5.", rejected: str = "4 coins", prompt: Prompt | None = None) -> Pair:
@@ -119,6 +139,20 @@ def test_where_the_tokenizer_merges_across_the_border_the_answer_is_tokenized_by
     assert tuple(whole[: len(rendered.prompt_ids)]) != rendered.prompt_ids, "the case that this test is about"
     alone = tokenizer(f"The answer is 5.{END}", add_special_tokens=False)["input_ids"]
     assert rendered.chosen_ids == tuple(alone)
+
+
+def test_a_tokenizer_that_puts_a_space_before_a_text_puts_none_before_an_answer() -> None:
+    tokenizer = make_spaced_tokenizer(BARE)
+    rendered = Renderer(tokenizer).pair(make_pair())
+    assert text(tokenizer, rendered.prompt_ids + rendered.chosen_ids).endswith("assistant: The answer is 5.</s>")
+
+
+def test_a_switch_for_thinking_is_off_as_in_generation() -> None:
+    tokenizer = make_tokenizer(SWITCHED)
+    generation = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False, enable_thinking=False
+    )
+    assert Renderer(tokenizer).pair(make_pair()).prompt_ids == tuple(generation)
 
 
 def test_whitespace_of_an_answer_is_kept_unless_the_template_trims_it() -> None:
@@ -179,8 +213,11 @@ def test_turns_before_the_last_are_part_of_the_prompt() -> None:
     ],
 )
 def test_a_conversation_that_the_template_refuses_names_the_pair(turns: tuple[Message, ...], reason: str) -> None:
+    renderer = Renderer(make_tokenizer(INSTRUCT))
+    first, error, last = renderer.pairs([make_pair(), make_pair(prompt=Prompt(turns, "bad-row")), make_pair("6", "7")])
+    assert (first, last) == (renderer.pair(make_pair()), renderer.pair(make_pair("6", "7")))
     with pytest.raises(ModelError, match=rf"'bad-row'.*{reason}"):
-        Renderer(make_tokenizer(INSTRUCT)).pairs([make_pair(), make_pair(prompt=Prompt(turns, "bad-row"))])
+        raise error if isinstance(error, ModelError) else AssertionError(error)
 
 
 def test_a_template_whose_answers_do_not_follow_its_generation_prompt_names_the_pair() -> None:

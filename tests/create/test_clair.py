@@ -72,10 +72,46 @@ def outcome_of(reply: str, rejected: str = "old", task: str = "") -> Outcome:
         "{corrected_student_solution}:\nX y\n\n---",
         "{corrected_student_solution}\n---\nX y\n---",
         "{corrected_student_solution}:\n---\n```\nX y\n```\n---\n",
+        "{corrected_student_solution} - X y",
+        "**{corrected_student_solution}** — X y",
+        "{corrected_student_solution} = X y",
+        "{corrected_student_solution: X y}",
+        "**{corrected_student_solution:** X y}",
+        "✅ **Corrected Student Solution:**\nX y",
+        "### ✅ {corrected_student_solution}\nX y",
     ],
 )
 def test_the_ways_in_which_models_write_the_header(after: str) -> None:
     assert revision_of(REASONING + after) == Revision("X y", "Too short.")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "```\n{teacher_reasoning}: Too short.\n\n{corrected_student_solution}: X y\n```",
+        "{teacher_reasoning}: Too short.\n\n```\n{corrected_student_solution}\n```\nX y",
+        "{teacher_reasoning}: Too short.\n\n```\n{corrected_student_solution}:\nX y\n```",
+        '{"teacher_reasoning": "Too short.", "corrected_student_solution": "X y"}',
+        '```json\n{\n  "teacher_reasoning": "Too short.",\n  "corrected_student_solution": "X y"\n}\n```',
+    ],
+)
+def test_a_fence_or_an_object_around_the_whole_reply_is_no_part_of_the_revision(reply: str) -> None:
+    revision = revision_of(reply)
+    assert revision.text == "X y"
+    assert revision.rational.rstrip("`\n").endswith("Too short.")
+
+
+def test_fences_and_braces_of_the_answer_itself_stay() -> None:
+    code = "Use this:\n```\nx = {1}\n```"
+    quoted = "{teacher_reasoning}: Wrong:\n```\nx = 1\n```\n"
+    assert revision_of(quoted + "{corrected_student_solution}:\n" + code).text == code
+    assert revision_of("```\n{corrected_student_solution}:\n" + code + "\n```").text == code
+    assert revision_of("```\nx = 1\n\n{corrected_student_solution}:\n```py\nx = 2\n```").text == "```py\nx = 2\n```"
+    assert revision_of("{corrected_student_solution: f(x) {1}").text == "f(x) {1}"
+    assert revision_of("{corrected_student_solution: f(x) {1}}").text == "f(x) {1}"
+    assert revision_of("{corrected_student_solution}: f(x) = {1}").text == "f(x) = {1}"
+    assert revision_of("{corrected_student_solution}:\n- one\n- two").text == "- one\n- two"
+    assert revision_of("{corrected_student_solution}: - one\n- two").text == "- one\n- two"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +182,9 @@ def test_a_second_header_spoils_the_reply_and_both_texts_are_kept() -> None:
 
 def test_a_line_of_the_students_own_is_no_second_header() -> None:
     student = "Improved answer:\nold"
-    assert revision_of("{corrected_student_solution}:\nImproved answer:\nnew", student).text == "Improved answer:\nnew"
+    reply = "{corrected_student_solution}:\nImproved answer:\nnew"
+    assert revision_of(reply, student).text == "Improved answer:\nnew"
+    assert revision_of(f"You wrote\n{student}\n{reply}", student).text == "Improved answer:\nnew", "quoted before"
 
 
 @pytest.mark.parametrize(

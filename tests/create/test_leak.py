@@ -91,6 +91,17 @@ LEAKS = [
     "Note: the original solution used the wrong formula.",
     "We have corrected the calculation.",
     "To improve upon the original answer, consider this.",
+    "Note: I changed the date from 1945 to 1944.",
+    "**Note:** I've corrected the temperature.",
+    "Light scatters.\n\n[Edit: fixed the unit]",
+    "(The previous response said that it is the ocean.)",
+    "The original text mistakenly mentioned Mie scattering.",
+    "The given solution contains an error in the second line.",
+    "The student overlooked the atmosphere.",
+    "The student made several mistakes.",
+    "I've kept the student's structure.",
+    "No changes were needed. Light scatters.",
+    "My revision keeps the wording where it can.",
 ]
 
 ORDINARY = [
@@ -167,6 +178,17 @@ ORDINARY = [
     "We improved the model by adding layers.",
     "For a better version of events, ask her.",
     "An improved immune response follows.",
+    "A student's answer is a chance to ask another question.",
+    "The student's work was always clear and accurate.",
+    "A teacher reads each student's response at night.",
+    "The original solution by Archimedes used water.",
+    "An earlier answer to the riddle was a river.",
+    "Note: fixed costs do not change.",
+    "The given solution contains salt.",
+    "No changes occurred in the mixture.",
+    "No corrections were made to the text of the treaty.",
+    "The original theory incorrectly predicted the orbit.",
+    "The student wrote home every week.",
 ]
 
 
@@ -190,6 +212,7 @@ def test_words_about_the_world_are_no_leak(text: str) -> None:
         ("Improve the following essay: ...", "Here is an improved version:\n\nOnce upon a time"),
         ("Modify the program to print 10 lines.", "Here is the modified program:\nprint(1)"),
         ("Grade this student's answer: 2+2=5", "The student's answer is wrong: 2+2=4."),
+        ("User: Why?\n\nAssistant: The sea.\n\nUser: No.", "My previous answer was wrong: light scatters."),
         ("My previous solution was O(n^2). How do I speed it up?", "Your previous solution compares all pairs."),
         ("How would you edit this paragraph?", "**Revised paragraph:** It rained."),
         (
@@ -207,6 +230,11 @@ def test_a_rejected_answer_that_talks_so_excuses_the_words() -> None:
     text = "I corrected your answer: it is Rayleigh scattering."
     assert find_leak(text, WHY, "Here is my corrected answer: the ocean.") is None
     assert find_leak(text, WHY, "The ocean.") == "I corrected your answer"
+
+
+def test_a_task_that_only_says_answer_excuses_no_original_answer() -> None:
+    task, text = "Answer the question: why is the sky blue?", "The original answer confused red and blue."
+    assert find_leak(text, task, "My answer: the ocean.") == "The original answer"
 
 
 def test_a_change_that_the_task_asks_for_does_not_excuse_a_correction() -> None:

@@ -26,6 +26,11 @@ def questions(tmp_path: Path, *rows: object) -> Questions:
         ("142", False),
         ("-42", False),
         ("0.42", False),
+        ("\N{MINUS SIGN}42", False),
+        ("1/42", False),
+        ("It is 10:42.", False),
+        ("Answer:42", True),
+        (r"\boxed{42}", True),
         ("42 or 43", False),
         ("", False),
         ("</script>\x00", False),
@@ -34,6 +39,20 @@ def questions(tmp_path: Path, *rows: object) -> Questions:
 def test_an_answer_is_right_if_it_ends_with_an_accepted_one(tmp_path: Path, answer: str, right: bool) -> None:
     benchmark = questions(tmp_path, {"prompt": "6 x 7?", "answer": [42, "forty-two"]})
     assert benchmark.grade(benchmark.items()[0], answer) == {"exact-match": float(right)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"), [(".5", True), ("It is (.5).", True), ("5", False), ("0.5", False), ("-.5", False)]
+)
+def test_the_point_of_a_number_counts(tmp_path: Path, answer: str, right: bool) -> None:
+    benchmark = questions(tmp_path, {"prompt": "1/2?", "answer": ".5"})
+    assert benchmark.grade(benchmark.items()[0], answer) == {"exact-match": float(right)}
+
+
+def test_a_null_id_or_category_is_one_left_out(tmp_path: Path) -> None:
+    row = {"prompt": "x", "answer": "y", "id": None, "category": None}
+    first, second = questions(tmp_path, row, row).items()
+    assert (first.id, second.id, first.category) == ("0", "1", "all")
 
 
 def test_the_version_is_the_content(tmp_path: Path) -> None:

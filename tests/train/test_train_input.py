@@ -9,13 +9,14 @@ from typing import Any, get_args
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny_models import make_model, make_tokenizer, save_folder
+from tiny_models import CHATML, make_model, make_tokenizer, save_folder
 from training_pairs import make_pairs, make_settings, trained
 from transformers import get_scheduler
 
 from anchored.errors import DataError, ModelError, TrainError
 from anchored.objectives import ObjectiveName
-from anchored.records import Answer, Outcome
+from anchored.progress import Silent
+from anchored.records import Answer, Message, Outcome, Prompt
 from anchored.runs import Run
 from anchored.train.optimizer import build_optimizer, learning_rate
 from anchored.train.settings import OptimizerSettings, TrainSettings
@@ -49,6 +50,26 @@ def test_only_pairs_that_cannot_teach_is_an_error_that_counts_them(model: Path, 
     pairs = [replace(pair, rejected=pair.chosen) for pair in make_pairs(3)]
     with pytest.raises(DataError, match=r"none of the pairs can be trained on \(3 identical\)"):
         trained(tmp_path, model, make_settings(), pairs)
+
+
+def test_a_pair_that_the_template_does_not_take_is_left_out(tmp_path: Path) -> None:
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    folder = save_folder(tmp_path / "model", chat_template=no_system)
+    good, odd = make_pairs(2)
+    odd = replace(odd, prompt=Prompt((Message("system", "Be brief."), *odd.prompt.messages), "odd"))
+    notes = Notes()
+    summary = trained(tmp_path / "run", folder, make_settings(epochs=1), [good, odd], [odd], notes)
+    assert (summary.pairs, summary.held_out, summary.left_out) == (1, 0, {"malformed": 1})
+    assert "1 malformed (pair 'odd': the chat template refuses" in notes.text
+    with pytest.raises(ModelError, match=r"none of the pairs .*1 malformed.*'odd'.*no system role"):
+        trained(tmp_path / "none", folder, make_settings(), [odd])
+
+
+class Notes(Silent):
+    text = ""
+
+    def note(self, text: str) -> None:
+        self.text += text
 
 
 def test_a_pair_longer_than_the_context_fails_before_training(model: Path, tmp_path: Path) -> None:
