@@ -11,12 +11,14 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 from anchored.errors import AnchoredError, RecipeError
@@ -34,6 +36,28 @@ _err = Console(stderr=True)
 
 # typer's click errors: some releases of typer bring a click of their own, so the class is found through typer
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+# what libraries would print between the lines, and send home
+_QUIET = {
+    "HF_HUB_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_A_PLACE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 Stage = Literal["create", "train", "evaluate", "report"]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
@@ -62,7 +86,7 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run folder [default: runs/RECIPE].")
+        Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/RECIPE if left out.")
     ] = None,
     until: Annotated[Stage | None, typer.Option(help="Stop after this stage.")] = None,
     limit: Limit = None,
@@ -109,6 +133,7 @@ def contrast(
     tokenizer: Annotated[
         str, typer.Option(metavar="NAME", help="whitespace, word, or a Hugging Face tokenizer.")
     ] = "whitespace",
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Which split, where the data has several.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """How far the answers of pairs differ (the paper's Table 1), over one or more data sets."""
@@ -118,7 +143,7 @@ def contrast(
     from anchored.datasets_io import describe_refused, read_pairs
     from anchored.report.tables import contrast_table
 
-    rows = {source: read_pairs(source) for source in data}
+    rows = {source: read_pairs(source, split=split) for source in data}
     measured = {source: measure.contrast(found.pairs, tokenizer) for source, found in rows.items()}
     if as_json:
         print(json.dumps([{"data": source, **asdict(row)} for source, row in measured.items()], indent=1))
@@ -144,6 +169,8 @@ def main() -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO")
     # threads that wait shall not keep others' work from the cores: several times faster on a busy machine
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
     # a job manager's SIGTERM is as clean an end as Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(_exit_code())
@@ -152,6 +179,8 @@ def main() -> None:
 def _exit_code() -> int:
     try:
         result = app(standalone_mode=False)
+        if result == _INTERRUPTED:
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except AnchoredError as error:
         _complain(str(error))
@@ -159,13 +188,21 @@ def _exit_code() -> int:
     except _UsageError as error:
         if not str(error):  # no arguments at all: the help was shown
             return 0
-        _complain(f"{error}; see anchored --help")
+        # its own text names neither the option nor the argument
+        text = error.format_message() if hasattr(error, "format_message") else str(error)  # type: ignore[attr-defined]
+        _complain(f"{text.replace('Value error, ', '').rstrip('.')}; see anchored --help")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; the same command goes on from here")
         return 3
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno == errno.EPIPE:  # whoever read our output has enough: `anchored schema | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if error.errno in _NOT_A_PLACE and error.filename:
+            _complain(f"{error.filename}: {error.strerror}; choose another place, or make this one a writable folder")
+            return 2
+        if error.errno in _DISK_FULL:
             place = f" for {error.filename}" if error.filename else ""
             _complain(f"no space left on the disk{place}; free some, and the same command goes on from here")
             return 2
@@ -202,6 +239,7 @@ def _run(
     if redo is not None and redo not in stages:
         raise RecipeError(f"--redo {redo}: this command does {', '.join(stages)} only")
     with Terminal(_out) as progress:
+        progress.note(f"{', '.join(stages)} in {out}")
         finished = execute(plan, progress)
     _show(finished, stages)
 
@@ -216,11 +254,43 @@ def _show(run: Run, stages: Any) -> None:
 
 
 def _print_table(table: Any) -> None:
-    shown = RichTable(title=table.title, title_justify="left", title_style="bold")
-    for index, column in enumerate(table.columns):
-        shown.add_column(escape(column), justify="right" if table.is_numeric(index) else "left")
-    for row in table.rows:
-        shown.add_row(*map(escape, row))
-    _out.print(shown)
+    for part in _parts_that_fit(table, range(len(table.columns))):
+        _out.print(part)
     if table.note:
-        _out.print(f"[dim]{escape(table.note)}[/]", highlight=False, soft_wrap=True)
+        _out.print(f"[dim]{escape(table.note)}[/]", highlight=False, soft_wrap=not _out.is_terminal)
+
+
+def _parts_that_fit(table: Any, columns: Sequence[int]) -> list[RichTable]:
+    """A table, tightened if it is too wide, and if it still is, in parts that each begin with the first column."""
+    for padding in (1, 0):
+        shown = _rich_table(table, columns, padding)
+        if _narrowest(shown) <= _out.width or len(columns) == 2:
+            return [shown]
+    first, *others = columns
+    fit = len(others) - 1
+    while fit > 1 and _narrowest(_rich_table(table, [first, *others[:fit]], 0)) > _out.width:
+        fit -= 1
+    return [
+        _rich_table(table, [first, *others[:fit]], 0),
+        *_parts_that_fit(table, [first, *others[fit:]]),
+    ]
+
+
+def _rich_table(table: Any, columns: Sequence[int], padding: int) -> RichTable:
+    title = None if columns[1] > 1 else table.title
+    shown = RichTable(title=title, title_justify="left", title_style="bold", padding=(0, padding))
+    for index in columns:
+        texts = [table.columns[index], *(row[index] for row in table.rows)]
+        shown.add_column(
+            escape(table.columns[index]),
+            justify="right" if table.is_numeric(index) else "left",
+            no_wrap=not any(" " in text for text in texts),
+        )
+    for row in table.rows:
+        shown.add_row(*(escape(row[index]) for index in columns))
+    return shown
+
+
+def _narrowest(table: RichTable) -> int:
+    """The width below which words would be cut."""
+    return Measurement.get(_out, _out.options.update(max_width=10_000), table).minimum

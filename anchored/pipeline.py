@@ -74,6 +74,9 @@ def execute(plan: Plan, progress: Progress) -> Run:
 
 
 def _begin(run: Run, plan: Plan) -> None:
+    if not run.has_work():  # a first try that ended at a misspelt setting binds nobody
+        recipes.write(run, plan.recipe)
+        return
     if plan.redo is None:
         recipes.begin(run, plan.recipe)
         return
@@ -108,6 +111,8 @@ def _create(run: Run, recipe: Recipe, progress: Progress) -> None:
 async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
     settings = recipe.create
     prompts = _limited_prompts(_prompts(settings), recipe.limit)
+    if recipe.limit is not None:  # fewer prompts than `take` are no surprise then
+        settings = settings.model_copy(update={"prompts": settings.prompts.model_copy(update={"take": None})})
     teacher_settings = settings.teacher()
     with ReplyStore(run.replies) as store, _served(teacher_settings) as base_url:
         endpoint = OpenAIChat(teacher_settings, base_url=base_url)
@@ -117,8 +122,8 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
         try:
             await create(run, settings, prompts, CreateChats(policy, teacher), progress)
         finally:
+            await policy.close()  # first: its check of the teacher may still be under way
             await teacher.close()
-            await policy.close()
 
 
 def _train(run: Run, recipe: Recipe, progress: Progress) -> None:
@@ -148,6 +153,8 @@ def _evaluate(run: Run, recipe: Recipe, progress: Progress) -> None:
 def _report(run: Run, recipe: Recipe, progress: Progress) -> None:
     from anchored.report.stage import report
 
+    if not run.has_work():
+        raise RecipeError(f"{run.folder}: nothing to report yet; correct --out, or run `anchored run` first")
     report(run)
 
 
@@ -177,7 +184,7 @@ class _CheckedFirst:
     """
 
     def __init__(self, chat: Chat, check: Callable[[], Awaitable[None]]) -> None:
-        self.name, self.fingerprint, self.close = chat.name, chat.fingerprint, chat.close
+        self.name, self.fingerprint = chat.name, chat.fingerprint
         self._chat, self._check = chat, check
         self._checked: asyncio.Future[None] | None = None
 
@@ -186,6 +193,12 @@ class _CheckedFirst:
             self._checked = asyncio.ensure_future(self._check())
         await asyncio.shield(self._checked)
         return await self._chat.reply(request)
+
+    async def close(self) -> None:
+        if self._checked is not None:
+            self._checked.cancel()
+            await asyncio.gather(self._checked, return_exceptions=True)
+        await self._chat.close()
 
 
 @contextmanager
@@ -224,7 +237,7 @@ class _TrainingPairs:
 def _training_pairs(run: Run, recipe: Recipe, progress: Progress) -> _TrainingPairs:
     settings = recipe.train
     if settings.data is not None:
-        rows = datasets_io.read_pairs(settings.data)
+        rows = datasets_io.read_pairs(settings.data, split=settings.split)
         if rows.refused:
             progress.note(datasets_io.describe_refused(settings.data, rows))
         pairs = rows.pairs[: recipe.limit and recipe.limit + settings.held_out]

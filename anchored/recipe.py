@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,6 +26,8 @@ from anchored.settings import Settings
 from anchored.train.settings import TrainSettings
 
 _MISSING = "(not there)"
+_TAGS = ("bare", "with settings")  # pydantic's, of the two forms of a filter
+_LOGIN = re.compile(r"//[^/@\s]*@")
 
 
 class PolicySettings(Settings):
@@ -61,13 +64,17 @@ class Change:
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply `key=value` overrides, their values being YAML (`create.filters=[leak]`)."""
     try:
-        settings = yaml.safe_load(path.read_text("utf-8"))
+        settings = yaml.load(path.read_text("utf-8"), _Loader)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; see recipes/ for some to start from") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: is a folder; a recipe is a YAML file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: not a readable YAML file: {one_line(error)}") from None
+        raise RecipeError(f"{path}: not a readable YAML file: {_yaml_problem(error)}") from None
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: holds no settings; a recipe needs at least `policy: {{model: FOLDER}}`")
+    # a section whose keys are all commented out
+    settings = {key: value for key, value in settings.items() if value is not None}
     for override in overrides:
         _set(settings, override)
     return parse(settings, where=str(path))
@@ -137,7 +144,7 @@ def _set(settings: dict[str, Any], override: str) -> None:
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{override!r}: the value is not YAML: {one_line(error)}") from None
+        raise RecipeError(f"{override!r}: the value is not YAML: {_yaml_problem(error)}") from None
     *parents, last = key.split(".")
     section = settings
     for parent in parents:
@@ -149,9 +156,34 @@ def _set(settings: dict[str, Any], override: str) -> None:
     section[last] = parsed
 
 
+def _yaml_problem(error: Exception) -> str:
+    return one_line(error).replace(' in "<unicode string>"', "")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys stand once: of two `train:` sections the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_PLAIN = (
+    (re.compile(r"Input should be a valid dictionary or instance of \w+"), "must be a section with keys"),
+    (re.compile(r"Input should be a valid tuple"), "must be a list, as in [a, b]"),
+    (re.compile(r"Input should be an? valid (\w+).*"), r"must be of the kind \1"),
+    (re.compile(r"Input should be "), "must be "),
+)
+
+
 def _explain(problem: Any) -> str:
     """One pydantic error as: key, value, what is wrong, what to write instead."""
-    path = tuple(part for part in problem["loc"])
+    path = tuple(part for part in problem["loc"] if part not in _TAGS)
     key = ".".join(map(str, path))
     if problem["type"] == "extra_forbidden":
         known = _keys_at(path[:-1])
@@ -167,7 +199,12 @@ def _explain(problem: Any) -> str:
         known = [part.strip(" '") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
         return f"{key}: {value!r} is not a choice{_nearest(str(value), known)}; choose from {', '.join(known)}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message} (got {value!r})" if not isinstance(value, dict) else f"{key}: {message}"
+    for pattern, plain in _PLAIN:
+        message = pattern.sub(plain, message)
+    # what stands in these may be a key put in the wrong place
+    hidden = isinstance(value, dict) or path[-1] in ("key_env", "base_url")
+    message = _LOGIN.sub("//[login]@", message)
+    return f"{key}: {message}" if hidden else f"{key}: {message} (got {value!r})"
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

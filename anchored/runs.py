@@ -58,6 +58,11 @@ class Run:
         path = self._done / f"{stage}.json"
         return json.loads(path.read_text("utf-8")) if path.exists() else None
 
+    def has_work(self) -> bool:
+        """Whether anything was made here that another recipe would not have made."""
+        made = (self.replies, self.reference, self.metrics, self.checkpoints, self._done)
+        return any(path.exists() for path in made)
+
     def complete(self, stage: str, summary: dict[str, Any]) -> None:
         """Mark a stage complete: the same command skips it from now on."""
         self._done.mkdir(parents=True, exist_ok=True)

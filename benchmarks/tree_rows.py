@@ -157,6 +157,8 @@ def print_peak(regime: Regime, method: str) -> None:
 
 
 def print_table(names: Sequence[str], threads: int, repeats: int) -> None:
+    # first of all: a process's peak begins with that of the process that started it
+    peaks = {(name, method): peak_megabytes(name, method, threads) for name in names for method in METHODS}
     print("| regime | method | tokens | CPU seconds | pairs per second | speed | peak memory, MB |")
     print("|---|---|--:|--:|--:|--:|--:|")
     for name in names:
@@ -166,8 +168,8 @@ def print_table(names: Sequence[str], threads: int, repeats: int) -> None:
         tokens = {"padded": max(answers) * len(answers), "tree": sum(tree.size for tree in trees)}
         for method, median in medians.items():
             print(
-                f"| {name} | {method} | {tokens[method]} | {median:.3f} | {regime.pairs / median:.1f} "
-                f"| {medians['padded'] / median:.1f}x | {peak_megabytes(name, method, threads):.0f} |"
+                f"| {name} | {method} | {tokens[method]} | {median:.3f} | {regime.pairs / median:.3g} "
+                f"| {medians['padded'] / median:.1f}x | {peaks[name, method]:.0f} |"
             )
     for name in names:
         print(f"\n{name}: {REGIMES[name].about}", end="")

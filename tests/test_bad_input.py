@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from commands import POCKET, Finished, anchored
+from commands import ENVIRONMENT, POCKET, Finished, anchored, command
 
 from anchored.pocket.world import policy_folder
 from anchored.runs import Run
@@ -146,3 +148,52 @@ def test_a_benchmark_that_is_not_known(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"policy": {"model": "pocket"}, "evaluate": {"benchmarks": ["poket"]}}))
     done = anchored("run", path, "--out", tmp_path / "run")
     assert_one_line(done, "'poket'")
+
+
+@pytest.mark.parametrize("out", ["file", "file/run"])
+def test_a_run_folder_that_cannot_be_one(tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert_one_line(anchored("run", POCKET, *TINY, "--out", tmp_path / out), str(tmp_path / out), "another place")
+
+
+def test_options_are_named_with_their_values() -> None:
+    assert_one_line(anchored("run", POCKET, "--until", "trian"), "--until", "'trian'", "'train'")
+    assert_one_line(anchored("run", POCKET, "--limit", "few"), "--limit")
+
+
+def test_a_section_that_stands_twice(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("policy: {model: pocket}\ntrain: {epochs: 2}\ntrain: {seed: 1}\n")
+    assert_one_line(anchored("run", path, "--out", tmp_path / "run"), "'train' stands twice")
+
+
+def test_a_key_in_the_place_of_its_name_is_not_shown(tmp_path: Path) -> None:
+    for setting in ("key_env=sk-my-secret", "base_url=https://me:sk-my-secret@host/v1"):
+        done = anchored("run", POCKET, *TINY, f"create.reviser.{setting}", "--out", tmp_path / "run")
+        assert_one_line(done, setting.split("=")[0])
+        assert "sk-my-secret" not in done.err + done.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corrected_setting_is_no_change_where_nothing_was_made(tmp_path: Path) -> None:
+    arguments = ("create", POCKET, *TINY, "--out", tmp_path / "run")
+    assert_one_line(anchored(*arguments, f"create.prompts.data={tmp_path}/gone.jsonl"), "gone.jsonl")
+    done = anchored(*arguments)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_that_it_goes_on(tmp_path: Path, sent: int) -> None:
+    run = Run(tmp_path / "run")
+    arguments = command(["create", POCKET, "--out", run.folder])
+    with subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not run.replies.exists():
+            time.sleep(0.01)
+        process.send_signal(sent)
+        error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 3, error
+    assert error == "error: interrupted; the same command goes on from here\n"
+
+
+def test_a_report_on_a_folder_without_a_run(tmp_path: Path) -> None:
+    assert_one_line(anchored("report", POCKET, "--out", tmp_path / "typo"), "typo", "nothing to report")

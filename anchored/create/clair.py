@@ -98,7 +98,7 @@ def _is_header(match: re.Match[str]) -> bool:
 
 
 def _keys_as_headers(reply: str) -> str:
-    """A reply that is one JSON object with the revision in it, fenced or not, its keys as headers; others as they are."""
+    """A reply that is a JSON object with the revision in it, fenced or not, its keys as headers; others as they are."""
     found = _OBJECT.fullmatch(reply)
     try:
         fields = json.loads(found[1], strict=False) if found else {}
@@ -117,10 +117,10 @@ def _closed(before: str, header: re.Match[str], after: str) -> str:
             return "\n".join(lines[1:])
         if _BARE_FENCE.match(lines[-1]) and _opens_a_fence(lines):
             return "\n".join(lines[:-1])
-    for opening, closing in ("{}", "[]", "<>", "()"):
-        more = opening in header["open"] and closing not in header["close"]
-        if more and after.endswith(closing) and after.count(closing) > after.count(opening):
-            after = after.rstrip(closing)
+    for opening, closing in header["open"].count("{") * ["{}"] + ["[]", "<>", "()"]:
+        open_still = opening in header["open"] and closing not in header["close"]
+        if open_still and after.endswith(closing) and after.count(closing) > after.count(opening):
+            after = after[:-1].rstrip()
     return after
 
 

@@ -169,7 +169,8 @@ _OF_A_TEXT = _phrases(
     r"|rewrote|kept|modified|removed) (?:the|your|some|all|only)\b",
     r"\b(?:this|these|the above|my) (?:corrections?|revisions?|rewrites?) (?:\w+ly )?(?:ensures?|makes?|provides?"
     r"|addresses?|keeps?"
-    r"|maintains?|improves?|clarif(?:y|ies)|fix(?:es)?|aims?|should|will|offers?|gives?|adds?|includes?)\b",
+    r"|maintains?|improves?|clarif(?:y|ies)|fix(?:es)?|aims?|should|will|offers?|gives?|adds?|includes?"
+    r"|is (?:now )?(?:clearer|more))\b",
     r"<line>(?:key |main |(?:summary|explanation|list) of |the )*(?:changes|corrections|revisions|improvements|edits"
     r"|modifications) (?:i |that were |i've )?made\b",
     r"<line>(?:key |main |(?:summary|explanation|list) of |the )+(?:corrections|revisions|edits)<heading>",

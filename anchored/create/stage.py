@@ -70,6 +70,7 @@ async def create(
     training, held_out = rows[: len(prompts.prompts)], rows[len(prompts.prompts) :]
     # the refused first: they say why, should there be no pair
     _write_refused(run.refused, {"training": training, "held_out": held_out, "data": prompts.refused})
+    _note_what_failed(rows, progress)
     pairs, held_out_pairs = _accepted(training), _accepted(held_out)
     if not pairs:
         raise DataError(_no_pairs(run.refused, training))
@@ -118,6 +119,15 @@ def _note_what_is_missing(settings: CreateSettings, prompts: PromptRows, progres
     if prompts.refused:
         first = prompts.refused[0].detail
         progress.note(f"create: {len(prompts.refused)} rows of the data hold no prompt; the first: {first}")
+
+
+def _note_what_failed(rows: Sequence[Pair], progress: Progress) -> None:
+    failed = [row for row in rows if row.outcome is Outcome.ENDPOINT_ERROR]
+    if failed:
+        progress.note(
+            f"create: {len(failed)} rows got no reply (the first: {failed[0].detail}); "
+            "--redo create asks for these again and for nothing else"
+        )
 
 
 def _accepted(rows: Iterable[Pair]) -> list[Pair]:

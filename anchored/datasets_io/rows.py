@@ -116,7 +116,9 @@ def _file_rows(file: Path, wanted: Collection[str]) -> Iterator[Row]:
                 yield from _json_rows(handle, file.name)
             else:
                 yield from _jsonl_rows(handle, file.name)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text ({one_line(error)}); save it as UTF-8") from None
+    except (OSError, EOFError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read ({one_line(error)})") from None
 
 

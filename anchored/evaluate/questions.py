@@ -39,7 +39,7 @@ class Questions:
         if not rows:
             raise EvaluationError(f"{path}: holds no question; each line needs `prompt` and `answer`")
         self._items = tuple(
-            Item(str(_given(row, "id", number)), user_prompt(row["prompt"]), str(_given(row, "category", "all")))
+            Item(str(_given(row, "id", number)), user_prompt(row["prompt"]), str(_given(row, "category", "other")))
             for number, row in enumerate(rows)
         )
         self._accepted = {

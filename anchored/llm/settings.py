@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any, ClassVar, Literal
@@ -14,6 +15,7 @@ from anchored.records import Message
 from anchored.settings import Settings
 
 OPENAI = "https://api.openai.com/v1"
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 class Sampling(Settings):
@@ -85,6 +87,13 @@ class EndpointSettings(Sampling):
         if urlsplit(url).hostname != urlsplit(OPENAI).hostname:
             raise ValueError(f"key_env: name the environment variable that holds the key of {url} (null: no key)")
         return data
+
+    @field_validator("key_env")
+    @classmethod
+    def _is_a_name(cls, variable: str | None) -> str | None:
+        if variable is not None and not _VARIABLE.fullmatch(variable):
+            raise ValueError("names an environment variable; what stands here is no such name, or the key itself")
+        return variable
 
     @field_validator("base_url")
     @classmethod

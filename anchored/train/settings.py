@@ -41,6 +41,8 @@ class TrainSettings(Settings):
 
     data: str | None = None
     """Train on this data set of pairs (a file, a folder or a Hub id) instead of the pairs that `create` makes."""
+    split: str | None = None
+    """Which split of `data`, where it has several; null: train."""
     held_out: int = Field(default=100, ge=0)
     """Pairs of `data` set apart for trajectories, at most a tenth; created pairs have `create.prompts.held_out`."""
     objective: ObjectiveSettings = ObjectiveSettings()

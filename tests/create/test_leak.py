@@ -102,6 +102,7 @@ LEAKS = [
     "I've kept the student's structure.",
     "No changes were needed. Light scatters.",
     "My revision keeps the wording where it can.",
+    "Light scatters.\n\n---\n\nThis revision is clearer.",
 ]
 
 ORDINARY = [

@@ -52,7 +52,7 @@ def test_the_point_of_a_number_counts(tmp_path: Path, answer: str, right: bool) 
 def test_a_null_id_or_category_is_one_left_out(tmp_path: Path) -> None:
     row = {"prompt": "x", "answer": "y", "id": None, "category": None}
     first, second = questions(tmp_path, row, row).items()
-    assert (first.id, second.id, first.category) == ("0", "1", "all")
+    assert (first.id, second.id, first.category) == ("0", "1", "other")
 
 
 def test_the_version_is_the_content(tmp_path: Path) -> None:

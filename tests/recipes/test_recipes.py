@@ -54,7 +54,7 @@ def test_overrides_are_yaml_at_a_dotted_key(tmp_path: Path) -> None:
             "train.objective.name=apo-zeroo",
             "train.objective.name: 'apo-zeroo' is not a choice; did you mean 'apo-zero'?",
         ),
-        ("train.objective.beta=-1", "train.objective.beta: Input should be greater than 0 (got -1)"),
+        ("train.objective.beta=-1", "train.objective.beta: must be greater than 0 (got -1)"),
         ("train.epochs=many", "train.epochs:"),
         ("trains.epochs=4", "trains: unknown key; did you mean 'train'?"),
         ("train.epochs", "an override is KEY=VALUE"),
