@@ -21,7 +21,7 @@ from anchored.create.stage import CreateChats, create
 from anchored.errors import EvaluationError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
-from anchored.evaluate.stage import Checkpoint, evaluate
+from anchored.evaluate.stage import Checkpoint, check_names, evaluate
 from anchored.llm.chat import Chat, Reply, Request
 from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.replies import ReplyStore
@@ -29,7 +29,7 @@ from anchored.llm.settings import EndpointSettings
 from anchored.pocket import world
 from anchored.progress import Progress
 from anchored.recipe import Recipe
-from anchored.records import START, Pair
+from anchored.records import START, Answer, Pair, user_prompt
 from anchored.runs import STAGES, Run
 
 
@@ -43,6 +43,9 @@ MODELS: Mapping[str, Callable[[], Path]] = {"pocket": world.policy_folder}
 PROMPTS: Mapping[str, Callable[..., datasets_io.PromptRows]] = {"pocket": world.prompts}
 SERVERS: Mapping[str, Callable[[], AbstractContextManager[Server]]] = {"pocket": world.teacher}
 BENCHMARKS: Mapping[str, Callable[[], Benchmark]] = {"pocket": world.PocketBenchmark}
+
+
+_TRIAL = Pair(user_prompt("Is water wet?", id="of a trial"), Answer("It is."), Answer("It is not."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +96,13 @@ def _check(run: Run, plan: Plan) -> None:
     """What would fail late fails now: hours of sampling should not end at a misspelt benchmark."""
     due = {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
     if due:
+        from anchored.batches.render import Renderer
         from anchored.llm.model_folder import load_tokenizer
 
-        load_tokenizer(_model(plan.recipe))
+        # a template that takes no finished answers cannot be trained with, whatever the pairs
+        Renderer(load_tokenizer(_model(plan.recipe))).pair(_TRIAL)
     if "evaluate" in due:
-        for name in plan.recipe.evaluate.benchmarks:
-            _benchmark(name)
+        check_names([_benchmark(name) for name in plan.recipe.evaluate.benchmarks])
 
 
 def _create(run: Run, recipe: Recipe, progress: Progress) -> None:

@@ -197,3 +197,25 @@ def test_an_interrupted_run_says_that_it_goes_on(tmp_path: Path, sent: int) -> N
 
 def test_a_report_on_a_folder_without_a_run(tmp_path: Path) -> None:
     assert_one_line(anchored("report", POCKET, "--out", tmp_path / "typo"), "typo", "nothing to report")
+
+
+def test_a_template_that_takes_no_finished_answers_ends_before_anything_is_sampled(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(policy_folder(), model)
+    # as models do that always think: the generation prompt opens a thought that a finished answer lacks
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+    )
+    done = anchored("run", POCKET, *TINY, f"policy.model={model}", "--out", tmp_path / "run")
+    assert_one_line(done, "chat template")
+    assert not Run(tmp_path / "run").replies.exists()
+
+
+def test_two_benchmarks_of_one_name(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "q.jsonl").write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}))
+    files = f"[{tmp_path}/a/q.jsonl, {tmp_path}/b/q.jsonl]"
+    done = anchored("run", POCKET, *TINY, f"evaluate.benchmarks={files}", "--out", tmp_path / "run")
+    assert_one_line(done, "two are named 'q'")

@@ -57,7 +57,7 @@ async def evaluate(
     Writes answers/BENCHMARK/CHECKPOINT.jsonl, scores.jsonl and the stage's summary, which holds the improvements.
     """
     began = time.monotonic()
-    _check_names(benchmarks)
+    check_names(benchmarks)
     graded: dict[tuple[str, str], list[Graded]] = {}
     for checkpoint in checkpoints:
         chat = open_chat(checkpoint)
@@ -91,7 +91,8 @@ async def evaluate(
     return summary
 
 
-def _check_names(benchmarks: Sequence[Benchmark]) -> None:
+def check_names(benchmarks: Sequence[Benchmark]) -> None:
+    """Raise EvaluationError where two benchmarks have one name."""
     names = [benchmark.name for benchmark in benchmarks]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise EvaluationError(
