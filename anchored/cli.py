@@ -13,13 +13,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table as RichTable
 
 from anchored.errors import AnchoredError, RecipeError
 from anchored.runs import STAGES, Run
@@ -142,13 +140,14 @@ def contrast(
     from anchored import contrast as measure
     from anchored.datasets_io import describe_refused, read_pairs
     from anchored.report.tables import contrast_table
+    from anchored.terminal import print_table
 
     rows = {source: read_pairs(source, split=split) for source in data}
     measured = {source: measure.contrast(found.pairs, tokenizer) for source, found in rows.items()}
     if as_json:
         print(json.dumps([{"data": source, **asdict(row)} for source, row in measured.items()], indent=1))
     else:
-        _print_table(contrast_table(measured))
+        print_table(_out, contrast_table(measured))
         for source, found in rows.items():
             if found.refused:
                 _out.print(escape(describe_refused(source, found)), highlight=False, soft_wrap=True)
@@ -195,25 +194,29 @@ def _exit_code() -> int:
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; the same command goes on from here")
         return 3
-    except OSError as error:
-        if error.errno == errno.EPIPE:  # whoever read our output has enough: `anchored schema | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        if error.errno in _NOT_A_PLACE and error.filename:
-            _complain(f"{error.filename}: {error.strerror}; choose another place, or make this one a writable folder")
-            return 2
-        if error.errno in _DISK_FULL:
-            place = f" for {error.filename}" if error.filename else ""
-            _complain(f"no space left on the disk{place}; free some, and the same command goes on from here")
-            return 2
-        traceback.print_exc()
-        return 1
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and (code := _exit_code_of_the_disk(error)) is not None:
+            return code
         traceback.print_exc()
         _complain(
             "this is a fault of anchored, not yours; the run folder is intact. Please report it with the lines above"
         )
         return 1
+
+
+def _exit_code_of_the_disk(error: OSError) -> int | None:
+    """What the place that one writes to is to blame for; None where it is our fault."""
+    if error.errno == errno.EPIPE:  # whoever read our output has enough: `anchored schema | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if error.errno in _NOT_A_PLACE and error.filename:
+        _complain(f"{error.filename}: {error.strerror}; choose another place, or make this one a writable folder")
+        return 2
+    if error.errno in _DISK_FULL:
+        place = f" for {error.filename}" if error.filename else ""
+        _complain(f"no space left on the disk{place}; free some, and the same command goes on from here")
+        return 2
+    return None
 
 
 def _complain(text: str) -> None:
@@ -223,9 +226,9 @@ def _complain(text: str) -> None:
 
 def _run(
     path: Path,
-    overrides: Any,
+    overrides: Sequence[str],
     out: Path,
-    stages: Any = STAGES,
+    stages: Sequence[str] = STAGES,
     limit: int | None = None,
     redo: str | None = None,
 ) -> None:
@@ -244,53 +247,11 @@ def _run(
     _show(finished, stages)
 
 
-def _show(run: Run, stages: Any) -> None:
-    from anchored.report import tables
+def _show(run: Run, stages: Sequence[str]) -> None:
+    from anchored.report.tables import run_tables
+    from anchored.terminal import print_table
 
-    for table in tables.run_tables(run, stages):
-        _print_table(table)
+    for table in run_tables(run, stages):
+        print_table(_out, table)
     if run.report.exists() and "report" in stages:
         _out.print(f"\nReport: {run.report.resolve()}", highlight=False, soft_wrap=True)
-
-
-def _print_table(table: Any) -> None:
-    for part in _parts_that_fit(table, range(len(table.columns))):
-        _out.print(part)
-    if table.note:
-        _out.print(f"[dim]{escape(table.note)}[/]", highlight=False, soft_wrap=not _out.is_terminal)
-
-
-def _parts_that_fit(table: Any, columns: Sequence[int]) -> list[RichTable]:
-    """A table, tightened if it is too wide, and if it still is, in parts that each begin with the first column."""
-    for padding in (1, 0):
-        shown = _rich_table(table, columns, padding)
-        if _narrowest(shown) <= _out.width or len(columns) == 2:
-            return [shown]
-    first, *others = columns
-    fit = len(others) - 1
-    while fit > 1 and _narrowest(_rich_table(table, [first, *others[:fit]], 0)) > _out.width:
-        fit -= 1
-    return [
-        _rich_table(table, [first, *others[:fit]], 0),
-        *_parts_that_fit(table, [first, *others[fit:]]),
-    ]
-
-
-def _rich_table(table: Any, columns: Sequence[int], padding: int) -> RichTable:
-    title = None if columns[1] > 1 else table.title
-    shown = RichTable(title=title, title_justify="left", title_style="bold", padding=(0, padding))
-    for index in columns:
-        texts = [table.columns[index], *(row[index] for row in table.rows)]
-        shown.add_column(
-            escape(table.columns[index]),
-            justify="right" if table.is_numeric(index) else "left",
-            no_wrap=not any(" " in text for text in texts),
-        )
-    for row in table.rows:
-        shown.add_row(*(escape(row[index]) for index in columns))
-    return shown
-
-
-def _narrowest(table: RichTable) -> int:
-    """The width below which words would be cut."""
-    return Measurement.get(_out, _out.options.update(max_width=10_000), table).minimum

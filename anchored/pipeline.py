@@ -8,6 +8,7 @@ model, data set, server or benchmark does.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -133,8 +134,8 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
 def _train(run: Run, recipe: Recipe, progress: Progress) -> None:
     from anchored.train.stage import train
 
-    pairs, held_out = _training_pairs(run, recipe, progress)
-    train(run, recipe.train, _model(recipe), pairs, held_out, progress)
+    pairs = _training_pairs(run, recipe, progress)
+    train(run, recipe.train, _model(recipe), pairs.training, pairs.held_out, progress)
 
 
 def _evaluate(run: Run, recipe: Recipe, progress: Progress) -> None:
@@ -231,11 +232,8 @@ def _limited_prompts(rows: datasets_io.PromptRows, limit: int | None) -> dataset
 
 @dataclass(frozen=True, slots=True)
 class _TrainingPairs:
-    pairs: Sequence[Pair]
+    training: Sequence[Pair]
     held_out: Sequence[Pair]
-
-    def __iter__(self) -> Iterator[Sequence[Pair]]:
-        return iter((self.pairs, self.held_out))
 
 
 def _training_pairs(run: Run, recipe: Recipe, progress: Progress) -> _TrainingPairs:
@@ -244,13 +242,21 @@ def _training_pairs(run: Run, recipe: Recipe, progress: Progress) -> _TrainingPa
         rows = datasets_io.read_pairs(settings.data, split=settings.split)
         if rows.refused:
             progress.note(datasets_io.describe_refused(settings.data, rows))
-        pairs = rows.pairs[: recipe.limit and recipe.limit + settings.held_out]
-        held_out = min(settings.held_out, len(pairs) // 10)
-        return _TrainingPairs(pairs[held_out:], pairs[:held_out])
+        return _parted(rows.pairs[: recipe.limit], settings.held_out, settings.seed)
     if run.summary("create") is None:
         raise RecipeError(f"{run.folder}: no pairs yet; run `anchored create` first, or set train.data to a data set")
     held_out_rows = datasets_io.read_rows(run.held_out) if run.held_out.exists() else []
     return _TrainingPairs(datasets_io.read_rows(run.pairs), held_out_rows)
+
+
+def _parted(pairs: Sequence[Pair], held_out: int, seed: int) -> _TrainingPairs:
+    """The pairs of some prompts apart, drawn by seed: no prompt is both trained on and measured with."""
+    prompts = list(dict.fromkeys(pair.prompt.messages for pair in pairs))
+    apart = set(random.Random(seed).sample(prompts, min(held_out, len(prompts) // 10)))
+    return _TrainingPairs(
+        training=[pair for pair in pairs if pair.prompt.messages not in apart],
+        held_out=[pair for pair in pairs if pair.prompt.messages in apart],
+    )
 
 
 def _benchmark(name: str) -> Benchmark:

@@ -1,10 +1,12 @@
-"""What a run shows in a terminal: live progress and notes. In a log file: a line now and then, no control codes."""
+"""What a run shows in a terminal: live progress, notes, tables. In a log: a line now and then, no control codes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import Self
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -17,6 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Table as RichTable
+
+from anchored.report.tables import Table
 
 _SECONDS_BETWEEN_LOG_LINES = 20.0
 
@@ -74,6 +79,53 @@ class Terminal:
         of = f"/{state.total}" if state.total is not None else ""
         seconds = time.monotonic() - state.began
         self.note(f"  {task}: {state.done}{of} in {seconds:.0f} s  {state.facts}".rstrip())
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table whole, whatever the terminal's width."""
+    for part in _parts_that_fit(table, range(len(table.columns)), console.width):
+        console.print(part)
+    if table.note:
+        console.print(f"[dim]{escape(table.note)}[/]", highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _parts_that_fit(table: Table, columns: Sequence[int], width: int) -> Iterator[RichTable]:
+    """A table, tightened if it is too wide, and if it still is, in parts that each begin with the first column."""
+    for padding in (1, 0):
+        if widths := _widths(table, columns, width - 1 - len(columns) * (1 + 2 * padding)):
+            yield _rich_table(table, columns, widths, padding)
+            return
+    first, *others = columns
+    fit = next((n for n in range(len(others) - 1, 0, -1) if _widths(table, [first, *others[:n]], width - 2 - n)), 1)
+    yield _rich_table(table, [first, *others[:fit]], _widths(table, [first, *others[:fit]], width - 2 - fit), 0)
+    if others[fit:]:
+        yield from _parts_that_fit(table, [first, *others[fit:]], width)
+
+
+def _widths(table: Table, columns: Sequence[int], room: int) -> list[int] | None:
+    """Characters for each column, such that no word is cut; None if there is no room for that."""
+    texts = [[table.columns[column], *(row[column] for row in table.rows)] for column in columns]
+    widths = [max(cell_len(word) for text in column for word in (text.split() or [""])) for column in texts]
+    wanting = [max(map(cell_len, column)) - width for column, width in zip(texts, widths, strict=True)]
+    slack = room - sum(widths)
+    if slack < 0:
+        return None
+    for place in sorted(range(len(widths)), key=wanting.__getitem__):
+        more = min(wanting[place], slack)
+        widths[place] += more
+        slack -= more
+    return widths
+
+
+def _rich_table(table: Table, columns: Sequence[int], widths: Sequence[int] | None, padding: int) -> RichTable:
+    title = None if columns[1] > 1 else table.title
+    shown = RichTable(title=title, title_justify="left", title_style="bold", padding=(0, padding))
+    for place, column in enumerate(columns):
+        justify = "right" if table.is_numeric(column) else "left"
+        shown.add_column(escape(table.columns[column]), justify=justify, width=widths[place] if widths else None)
+    for row in table.rows:
+        shown.add_row(*(escape(row[column]) for column in columns))
+    return shown
 
 
 class _Task:

@@ -44,7 +44,8 @@ class TrainSettings(Settings):
     split: str | None = None
     """Which split of `data`, where it has several; null: train."""
     held_out: int = Field(default=100, ge=0)
-    """Pairs of `data` set apart for trajectories, at most a tenth; created pairs have `create.prompts.held_out`."""
+    """Prompts of `data` whose pairs are set apart for trajectories, at most a tenth of them; created pairs have
+    `create.prompts.held_out`."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """The loss."""
     epochs: int = Field(default=18, ge=1)

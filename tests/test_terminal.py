@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from anchored.report.tables import Table
+from anchored.terminal import Terminal, print_table
+
+TABLE = Table(
+    "Scores [bold]of[/] a run",
+    ("checkpoint", "score", "95 % interval", "addition", "counting rows", "what it means"),
+    (
+        ("start", "44.0", "38.7 to 49.3", "51.7", "46.7", "a sentence of several words [red]as it stands[/]"),
+        ("epoch-01", "75.3", "70.7 to 80.3", "98.3", "73.3", "x"),
+    ),
+)
+
+
+def printed(width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    print_table(console, TABLE)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [30, 45, 60, 80, 120])
+def test_no_word_of_a_table_is_cut_at_any_width(width: int) -> None:
+    text = printed(width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    cells = {*TABLE.columns, *(cell for row in TABLE.rows for cell in row)}
+    for word in (word for cell in cells for word in cell.split()):
+        assert word in text
+    # each part says whose numbers these are
+    assert text.count("epoch-01") == text.count("┡")
+
+
+def test_in_a_log_a_task_leaves_one_line_without_control_codes() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    with Terminal(console) as progress:
+        progress.start("train", total=3)
+        for _ in range(3):
+            progress.advance("train", loss=0.5)
+        progress.finish("train")
+        progress.note("[1] is no markup")
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "  train: 3/3 in 0 s  loss 0.5\n[1] is no markup\n"
