@@ -30,7 +30,7 @@ from anchored.llm.settings import EndpointSettings
 from anchored.pocket import world
 from anchored.progress import Progress
 from anchored.recipe import Recipe
-from anchored.records import START, Answer, Pair, user_prompt
+from anchored.records import START, Answer, Message, Pair, user_prompt
 from anchored.runs import STAGES, Run
 
 
@@ -242,17 +242,22 @@ def _training_pairs(run: Run, recipe: Recipe, progress: Progress) -> _TrainingPa
         rows = datasets_io.read_pairs(settings.data, split=settings.split)
         if rows.refused:
             progress.note(datasets_io.describe_refused(settings.data, rows))
-        return _parted(rows.pairs[: recipe.limit], settings.held_out, settings.seed)
+        pairs = rows.pairs[: recipe.limit]
+        held_out = datasets_io.held_out_count(settings.data, settings.held_out, len(_distinct_prompts(pairs)))
+        return _parted(pairs, held_out, settings.seed)
     if run.summary("create") is None:
         raise RecipeError(f"{run.folder}: no pairs yet; run `anchored create` first, or set train.data to a data set")
     held_out_rows = datasets_io.read_rows(run.held_out) if run.held_out.exists() else []
     return _TrainingPairs(datasets_io.read_rows(run.pairs), held_out_rows)
 
 
+def _distinct_prompts(pairs: Sequence[Pair]) -> list[tuple[Message, ...]]:
+    return list(dict.fromkeys(pair.prompt.messages for pair in pairs))
+
+
 def _parted(pairs: Sequence[Pair], held_out: int, seed: int) -> _TrainingPairs:
     """The pairs of some prompts apart, drawn by seed: no prompt is both trained on and measured with."""
-    prompts = list(dict.fromkeys(pair.prompt.messages for pair in pairs))
-    apart = set(random.Random(seed).sample(prompts, min(held_out, len(prompts) // 10)))
+    apart = set(random.Random(seed).sample(_distinct_prompts(pairs), held_out))
     return _TrainingPairs(
         training=[pair for pair in pairs if pair.prompt.messages not in apart],
         held_out=[pair for pair in pairs if pair.prompt.messages in apart],

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from anchored.datasets_io import read_pairs, read_prompts, read_rows, write_pairs
+from anchored.datasets_io import held_out_count, read_pairs, read_prompts, read_rows, write_pairs
 from anchored.errors import DataError
 from anchored.records import Answer, Message, Outcome, Pair, Prompt, prompt_id, user_prompt
 
@@ -557,3 +557,12 @@ def test_a_full_disk_is_a_data_error_and_keeps_the_old_file(tmp_path: Path, monk
 def test_rows_of_others_are_not_read_as_our_own(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="was not written by anchored"):
         read_rows(write_jsonl(tmp_path / "data.jsonl", STRINGS))
+
+
+@pytest.mark.parametrize(
+    ("asked", "prompts", "count"), [(None, 32_000, 100), (None, 60, 6), (None, 9, 0), (7, 60, 7), (0, 60, 0)]
+)
+def test_unless_a_number_is_asked_for_few_prompts_keep_most_for_training(
+    asked: int | None, prompts: int, count: int
+) -> None:
+    assert held_out_count("data", asked, prompts) == count

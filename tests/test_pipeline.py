@@ -18,8 +18,3 @@ def test_no_prompt_is_both_trained_on_and_held_out() -> None:
     assert not held_out & {pair.prompt.id for pair in parted.training}
     assert _parted(pairs, 4, seed=0) == parted
     assert _parted(pairs, 4, seed=1) != parted
-
-
-def test_few_prompts_leave_most_for_training() -> None:
-    pairs = [Pair(user_prompt(f"question {number}"), Answer("good"), Answer("bad")) for number in range(9)]
-    assert not _parted(pairs, held_out=100, seed=0).held_out

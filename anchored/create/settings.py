@@ -21,8 +21,9 @@ class PromptSettings(Settings):
     """Which split, where the data has several; null: train."""
     take: int | None = Field(default=None, ge=1)
     """Draw at most so many, uniformly and without repetition; null: all."""
-    held_out: int = Field(default=100, ge=0)
-    """Prompts kept apart, whose pairs are never trained on: their log-probabilities are followed through training."""
+    held_out: int | None = Field(default=None, ge=0)
+    """Prompts kept apart, whose pairs are never trained on: their log-probabilities are followed through training.
+    Null: 100, or a tenth of the prompts where there are fewer than 1000."""
     seed: int = 0
     """Of the draw, of the samples and of the order in which a judge sees two answers."""
 

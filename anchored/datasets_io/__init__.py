@@ -62,9 +62,9 @@ def read_pairs(source: str | Path, *, take: int | None = None, seed: int = 0, sp
 
 
 def read_prompts(
-    source: str | Path, *, take: int | None = None, held_out: int = 0, seed: int = 0, split: str | None = None
+    source: str | Path, *, take: int | None = None, held_out: int | None = 0, seed: int = 0, split: str | None = None
 ) -> PromptRows:
-    """The distinct prompts of a source: `held_out` of them apart, and at most `take` of the others.
+    """The distinct prompts of a source: `held_out` of them apart (see `held_out_count`), at most `take` of the others.
 
     Both are uniform seeded samples. They are drawn by the rank of each prompt's content, so a smaller `take` is a part
     of a larger one, and neither the order of the rows nor a few more rows change who is drawn.
@@ -80,15 +80,22 @@ def read_prompts(
             found.setdefault(prompt_id(prompt.messages), prompt)
     if not found:
         raise DataError(_nothing_usable(source, "prompt", refused))
-    if held_out >= len(found):
-        raise DataError(
-            f"{source}: has {len(found)} distinct prompts, so {held_out} cannot be held out; lower held_out or add more"
-        )
     prompts = _named(found)
     ranks = _ranks(list(found), seed)
-    kept = len(ranks) - held_out
+    kept = len(ranks) - held_out_count(source, held_out, len(ranks))
     drawn, apart = sorted(ranks[:kept][:take]), sorted(ranks[kept:])
     return PromptRows([prompts[index] for index in drawn], [prompts[index] for index in apart], refused)
+
+
+def held_out_count(source: str | Path, asked: int | None, prompts: int) -> int:
+    """How many of `prompts` distinct prompts to hold out; None asks for 100, or for a tenth of fewer than 1000."""
+    if asked is None:
+        return min(100, prompts // 10)
+    if asked >= prompts:
+        raise DataError(
+            f"{source}: has {prompts} distinct prompts, so {asked} cannot be held out; lower held_out or add more"
+        )
+    return asked
 
 
 def describe_refused(source: str | Path, rows: PairRows) -> str:

@@ -22,10 +22,11 @@ def policy_folder() -> Path:
     return _POLICY
 
 
-def prompts(*, take: int | None, held_out: int, seed: int) -> PromptRows:
+def prompts(*, take: int | None, held_out: int | None, seed: int) -> PromptRows:
     """Different tasks for training, and others for the held-out pairs."""
     return PromptRows(
-        prompts=_prompts(1000 if take is None else take, seed, "prompts"), held_out=_prompts(held_out, seed, "held-out")
+        prompts=_prompts(1000 if take is None else take, seed, "prompts"),
+        held_out=_prompts(100 if held_out is None else held_out, seed, "held-out"),
     )
 
 

@@ -43,9 +43,9 @@ class TrainSettings(Settings):
     """Train on this data set of pairs (a file, a folder or a Hub id) instead of the pairs that `create` makes."""
     split: str | None = None
     """Which split of `data`, where it has several; null: train."""
-    held_out: int = Field(default=100, ge=0)
-    """Prompts of `data` whose pairs are set apart for trajectories, at most a tenth of them; created pairs have
-    `create.prompts.held_out`."""
+    held_out: int | None = Field(default=None, ge=0)
+    """Prompts of `data` whose pairs are set apart for trajectories; null: 100, or a tenth of fewer than 1000. Created
+    pairs have `create.prompts.held_out`."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """The loss."""
     epochs: int = Field(default=18, ge=1)
