@@ -150,7 +150,7 @@ def contrast(
         print_table(_out, contrast_table(measured))
         for source, found in rows.items():
             if found.refused:
-                _out.print(escape(describe_refused(source, found)), highlight=False, soft_wrap=True)
+                _out.print(escape(describe_refused(source, found.refused, len(found.pairs))), highlight=False, soft_wrap=True)
 
 
 @app.command()

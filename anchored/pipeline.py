@@ -30,7 +30,7 @@ from anchored.llm.settings import EndpointSettings
 from anchored.pocket import world
 from anchored.progress import Progress
 from anchored.recipe import Recipe
-from anchored.records import START, Answer, Message, Pair, user_prompt
+from anchored.records import START, Answer, Message, TrainingRow, user_prompt
 from anchored.runs import STAGES, Run
 
 
@@ -46,7 +46,7 @@ SERVERS: Mapping[str, Callable[[], AbstractContextManager[Server]]] = {"pocket":
 BENCHMARKS: Mapping[str, Callable[[], Benchmark]] = {"pocket": world.PocketBenchmark}
 
 
-_TRIAL = Pair(user_prompt("Is water wet?", id="of a trial"), Answer("It is."), Answer("It is not."))
+_TRIAL = user_prompt("Is water wet?", id="of a trial"), (Answer("It is."),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,11 @@ def _check(run: Run, plan: Plan) -> None:
     """What would fail late fails now: hours of sampling should not end at a misspelt benchmark."""
     due = {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
     if due:
-        from anchored.batches.render import Renderer
+        from anchored.batches.render import Conversation, Renderer
         from anchored.llm.model_folder import load_tokenizer
 
         # a template that takes no finished answers cannot be trained with, whatever the pairs
-        Renderer(load_tokenizer(_model(plan.recipe))).pair(_TRIAL)
+        Renderer(load_tokenizer(_model(plan.recipe))).one(Conversation(*_TRIAL))
     if "evaluate" in due:
         check_names([_benchmark(name) for name in plan.recipe.evaluate.benchmarks])
 
@@ -132,10 +132,10 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
 
 
 def _train(run: Run, recipe: Recipe, progress: Progress) -> None:
-    from anchored.train.stage import train
+    from anchored.train.stage import TrainInputs, train
 
-    pairs = _training_pairs(run, recipe, progress)
-    train(run, recipe.train, _model(recipe), pairs.training, pairs.held_out, progress)
+    rows = _training_rows(run, recipe, progress)
+    train(run, recipe.train, TrainInputs(_model(recipe), rows.training, rows.held_out), progress)
 
 
 def _evaluate(run: Run, recipe: Recipe, progress: Progress) -> None:
@@ -231,36 +231,36 @@ def _limited_prompts(rows: datasets_io.PromptRows, limit: int | None) -> dataset
 
 
 @dataclass(frozen=True, slots=True)
-class _TrainingPairs:
-    training: Sequence[Pair]
-    held_out: Sequence[Pair]
+class _TrainingRows:
+    training: Sequence[TrainingRow]
+    held_out: Sequence[TrainingRow]
 
 
-def _training_pairs(run: Run, recipe: Recipe, progress: Progress) -> _TrainingPairs:
+def _training_rows(run: Run, recipe: Recipe, progress: Progress) -> _TrainingRows:
     settings = recipe.train
     if settings.data is not None:
-        rows = datasets_io.read_pairs(settings.data, split=settings.split)
-        if rows.refused:
-            progress.note(datasets_io.describe_refused(settings.data, rows))
-        pairs = rows.pairs[: recipe.limit]
-        held_out = datasets_io.held_out_count(settings.data, settings.held_out, len(_distinct_prompts(pairs)))
-        return _parted(pairs, held_out, settings.seed)
+        found = datasets_io.read_training(settings.data, split=settings.split)
+        if found.refused:
+            progress.note(datasets_io.describe_refused(settings.data, found.refused, len(found.rows)))
+        rows = found.rows[: recipe.limit]
+        held_out = datasets_io.held_out_count(settings.data, settings.held_out, len(_distinct_prompts(rows)))
+        return _parted(rows, held_out, settings.seed)
     if run.summary("create") is None:
         raise RecipeError(f"{run.folder}: no pairs yet; run `anchored create` first, or set train.data to a data set")
     held_out_rows = datasets_io.read_rows(run.held_out) if run.held_out.exists() else []
-    return _TrainingPairs(datasets_io.read_rows(run.pairs), held_out_rows)
+    return _TrainingRows(datasets_io.read_rows(run.pairs), held_out_rows)
 
 
-def _distinct_prompts(pairs: Sequence[Pair]) -> list[tuple[Message, ...]]:
-    return list(dict.fromkeys(pair.prompt.messages for pair in pairs))
+def _distinct_prompts(rows: Sequence[TrainingRow]) -> list[tuple[Message, ...]]:
+    return list(dict.fromkeys(row.prompt.messages for row in rows))
 
 
-def _parted(pairs: Sequence[Pair], held_out: int, seed: int) -> _TrainingPairs:
-    """The pairs of some prompts apart, drawn by seed: no prompt is both trained on and measured with."""
-    apart = set(random.Random(seed).sample(_distinct_prompts(pairs), held_out))
-    return _TrainingPairs(
-        training=[pair for pair in pairs if pair.prompt.messages not in apart],
-        held_out=[pair for pair in pairs if pair.prompt.messages in apart],
+def _parted(rows: Sequence[TrainingRow], held_out: int, seed: int) -> _TrainingRows:
+    """The rows of some prompts apart, drawn by seed: no prompt is both trained on and measured with."""
+    apart = set(random.Random(seed).sample(_distinct_prompts(rows), held_out))
+    return _TrainingRows(
+        training=[row for row in rows if row.prompt.messages not in apart],
+        held_out=[row for row in rows if row.prompt.messages in apart],
     )
 
 

@@ -11,7 +11,6 @@ import platform
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from anchored.create.settings import CreateSettings
 from anchored.errors import RecipeError
 from anchored.evaluate.settings import EvaluateSettings
-from anchored.runs import Run, one_line, write_text
+from anchored.runs import Run, one_line, versions, write_text
 from anchored.settings import Settings
 from anchored.train.settings import TrainSettings
 
@@ -248,10 +247,4 @@ def _how_only(settings: Settings, prefix: str = "") -> Iterator[str]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("anchored", "torch", "transformers", "openai"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **versions("anchored", "torch", "transformers", "openai")}

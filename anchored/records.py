@@ -83,6 +83,23 @@ class Pair:
     outcome: Outcome = Outcome.OK
     detail: str = ""
     """What in the row led to the outcome, for people: the matched words, the ratio, the endpoint's message."""
+    margin: float | None = None
+    """How far the rewards of the two should be apart, where the data says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledAnswer:
+    """One answer to a prompt and whether it is a good one: unpaired data. A refused one may lack its answer."""
+
+    prompt: Prompt
+    answer: Answer
+    desirable: bool
+    outcome: Outcome = Outcome.OK
+    detail: str = ""
+
+
+TrainingRow = Pair | LabelledAnswer
+"""What one can train on; a data set holds one kind."""
 
 
 @dataclass(frozen=True, slots=True)

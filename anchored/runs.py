@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -153,6 +154,17 @@ def written_aside(path: Path) -> Iterator[Path]:
         _remove(path)
     os.replace(aside, path)
     _sync(path.parent)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of those of `packages` that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def one_line(error: BaseException | str) -> str:

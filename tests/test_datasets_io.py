@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from anchored.datasets_io import held_out_count, read_pairs, read_prompts, read_rows, write_pairs
+from anchored.datasets_io import held_out_count, read_pairs, read_prompts, read_rows, read_training, write_pairs
 from anchored.errors import DataError
-from anchored.records import Answer, Message, Outcome, Pair, Prompt, prompt_id, user_prompt
+from anchored.records import Answer, LabelledAnswer, Message, Outcome, Pair, Prompt, prompt_id, user_prompt
 
 USER = {"role": "user", "content": "Why?"}
 GOOD = {"role": "assistant", "content": "Because."}
@@ -566,3 +566,110 @@ def test_unless_a_number_is_asked_for_few_prompts_keep_most_for_training(
     asked: int | None, prompts: int, count: int
 ) -> None:
     assert held_out_count("data", asked, prompts) == count
+
+
+UNPAIRED = {
+    "strings": {"prompt": "Why?", "completion": "Because.", "label": True},
+    "messages": {"prompt": [USER], "completion": [GOOD], "label": True},
+    "full turns": {"completion": [USER, GOOD], "label": True},
+    "a number as label": {"prompt": "Why?", "completion": "Because.", "label": 1},
+    "a float as label": {"prompt": "Why?", "completion": "Because.", "label": 1.0},
+    "text as label": {"prompt": "Why?", "completion": "Because.", "label": "True"},
+    "empty columns of pairs": {
+        "prompt": "Why?",
+        "completion": "Because.",
+        "label": "1",
+        "chosen": None,
+        "rejected": "",
+    },
+}
+
+
+@pytest.mark.parametrize("row", UNPAIRED.values(), ids=UNPAIRED)
+def test_unpaired_rows_are_labelled_answers(tmp_path: Path, row: dict[str, Any]) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text("\n".join(json.dumps({**row, "label": label}) for label in (row["label"], 0, "false")))
+    found = read_training(file)
+    assert not found.refused
+    assert [one.desirable for one in found.rows if isinstance(one, LabelledAnswer)] == [True, False, False]
+    assert {(one.prompt.messages, one.answer.text) for one in found.rows if isinstance(one, LabelledAnswer)} == {
+        ((Message("user", "Why?"),), "Because.")
+    }
+
+
+@pytest.mark.parametrize("messages", [False, True])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+def test_unpaired_data_reads_the_same_from_every_kind_of_file(tmp_path: Path, ending: str, messages: bool) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"Why {number}?", "completion": "Because, of course.", "label": number % 2 == 0}
+        for number in range(4)
+    ]
+    if messages:
+        rows = [
+            {
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "completion": [{"role": "assistant", "content": row["completion"]}],
+                "label": row["label"],
+            }
+            for row in rows
+        ]
+    file = tmp_path / f"data.{ending}"
+    if ending == "jsonl":
+        file.write_text("\n".join(map(json.dumps, rows)))
+    elif ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    else:
+        datasets.Dataset.from_list(rows).to_pandas().to_csv(file, index=False)  # type: ignore[union-attr]
+    found = read_training(file)
+    expected = [LabelledAnswer(user_prompt(f"Why {n}?"), Answer("Because, of course."), n % 2 == 0) for n in range(4)]
+    assert found.rows == expected
+    assert not found.refused
+
+
+def test_a_missing_label_is_refused_by_its_row_with_the_way_out(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    good, unlabelled = UNPAIRED["strings"], {"prompt": "Why?", "completion": "Hm."}
+    file.write_text("\n".join(map(json.dumps, [good, unlabelled, {**good, "label": "good"}, {**good, "label": 2}])))
+    found = read_training(file)
+    assert len(found.rows) == 1
+    assert [(row.outcome, row.detail) for row in found.refused] == [
+        (
+            Outcome.MALFORMED,
+            "data.jsonl line 2: nothing says whether the completion is desirable; give it a label of true or false",
+        ),
+        (Outcome.MALFORMED, "data.jsonl line 3: label holds str 'good', not true or false"),
+        (Outcome.MALFORMED, "data.jsonl line 4: label holds int 2, not true or false"),
+    ]
+    file.write_text(json.dumps(unlabelled))
+    with pytest.raises(
+        DataError, match=r"none of its 1 rows .* data.jsonl line 1: .* give it a label of true or false"
+    ):
+        read_training(file)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+def test_pairs_and_unpaired_rows_do_not_mix(tmp_path: Path, ending: str) -> None:
+    rows = [STRINGS, {"prompt": "Why?", "completion": "Because.", "label": True}]
+    file = tmp_path / f"data.{ending}"
+    if ending == "jsonl":
+        file.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        names = ("prompt", "chosen", "rejected", "completion", "label")
+        table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+        pq.write_table(table, file) if ending == "parquet" else table.to_pandas().to_csv(file, index=False)
+    with pytest.raises(DataError, match="mixes 1 pairs and 1 unpaired rows; train on one kind at a time"):
+        read_training(file)
+
+
+def test_a_margin_is_read_written_and_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    with open(file, "w", newline="") as handle:
+        writer = csv.writer(handle)
+        rows = [(f"Why {n}?", "Because.", "No idea.", margin) for n, margin in enumerate(("0.5", "", "2"))]
+        writer.writerows([("prompt", "chosen", "rejected", "margin"), *rows])
+    pairs = read_pairs(file).pairs
+    assert [pair.margin for pair in pairs] == [0.5, None, 2.0]
+    for name in ("out.parquet", "out.jsonl"):
+        write_pairs(tmp_path / name, pairs)
+        assert read_rows(tmp_path / name) == pairs
+        assert read_pairs(tmp_path / name).pairs == pairs

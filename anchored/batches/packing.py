@@ -10,8 +10,11 @@ import heapq
 from collections.abc import Sequence
 
 
-def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """As few rows as longest-first placement allows, balanced; a function of the sizes alone."""
+def pack(sizes: Sequence[int], budget: int, multiple_of: int = 1) -> list[list[int]]:
+    """As few rows as longest-first placement allows, balanced; a function of the sizes alone.
+
+    Their number is a multiple of `multiple_of`, as far as there is something to put into each.
+    """
     assert budget > 0, f"a row's budget is at least one token, got {budget}"
     if not sizes:
         return []
@@ -19,6 +22,7 @@ def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
     # too few rows never fit: all tokens need room, and no two trees of more than half a row share one
     rows = max(-(-sum(sizes) // room), sum(2 * size > room for size in sizes))
     while True:
+        rows += -rows % multiple_of
         packed = _spread(sizes, rows)
         if all(sum(sizes[index] for index in row) <= room for row in packed):
             return packed

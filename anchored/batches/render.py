@@ -1,6 +1,6 @@
-"""Rendering: pairs to token ids through the model's chat template; what is scored is what generation produces.
+"""Rendering: prompts and answers to token ids through the model's chat template; scored is what generation produces.
 
-In: pairs of text and the model's tokenizer. Out: the prompt's ids and each answer's. No model runs here.
+In: conversations and the model's tokenizer. Out: the prompt's ids and each answer's. No model runs here.
 
 1. The prompt is the template's generation prompt (`add_generation_prompt=True`). The template writes all special
    tokens, a BOS among them; the tokenizer adds none.
@@ -21,35 +21,43 @@ A pair that the template refuses, or whose answers' text it does not keep, becom
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from anchored.errors import ModelError
-from anchored.records import Answer, Message, Pair
+from anchored.records import Answer, Message, Prompt
 from anchored.runs import one_line
 
 _THINKING_OPTIONS: tuple[dict[str, Any], ...] = ({"enable_thinking": False}, {})
 
 
 @dataclass(frozen=True, slots=True)
-class RenderedPair:
-    """A pair as token ids; an answer ends with its end-of-turn token unless it was cut."""
+class Conversation:
+    """A prompt and answers to it, each of which ends the conversation: a pair's two, or a single one."""
 
-    id: str
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
+    prompt: Prompt
+    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Conversation:
+class Rendered:
+    """A conversation as token ids; an answer ends with its end-of-turn token unless it was cut."""
+
+    id: str
+    """The prompt's."""
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
     """Rendered text of a prompt, and of each answer up to its end-of-turn token."""
 
     prompt: str
-    answers: tuple[str, str]
+    answers: tuple[str, ...]
 
 
 class Renderer:
@@ -71,58 +79,56 @@ class Renderer:
         ends = [re.escape(token) for token in added if token.strip()]
         self._ends = re.compile("|".join(ends)) if ends else None
 
-    def pair(self, pair: Pair) -> RenderedPair:
-        """One pair, or its ModelError raised; `pairs` is faster for many."""
-        rendered = self.pairs([pair])[0]
+    def one(self, conversation: Conversation) -> Rendered:
+        """A single one, or its ModelError raised; `render` is faster for many."""
+        rendered = self.render([conversation])[0]
         if isinstance(rendered, ModelError):
             raise rendered
         return rendered
 
-    def pairs(self, pairs: Sequence[Pair]) -> list[RenderedPair | ModelError]:
-        """All pairs, in order, tokenized together; what cannot be rendered is an error in its place."""
-        conversations = [self._conversation_or_error(pair) for pair in pairs]
-        sound = [conversation for conversation in conversations if isinstance(conversation, _Conversation)]
-        prompts = iter(self._tokenize([conversation.prompt for conversation in sound]))
-        wholes = iter(self._tokenize([c.prompt + answer for c in sound for answer in c.answers]))
-        rendered: list[RenderedPair | ModelError] = []
-        for pair, conversation in zip(pairs, conversations, strict=True):
-            if isinstance(conversation, ModelError):
-                rendered.append(conversation)
+    def render(self, conversations: Iterable[Conversation]) -> list[Rendered | ModelError]:
+        """All of them, in order, tokenized together; what cannot be rendered is an error in its place."""
+        conversations = list(conversations)
+        texts = [self._texts_or_error(conversation) for conversation in conversations]
+        sound = [found for found in texts if isinstance(found, _Texts)]
+        prompts = iter(self._tokenize([found.prompt for found in sound]))
+        wholes = iter(self._tokenize([found.prompt + answer for found in sound for answer in found.answers]))
+        rendered: list[Rendered | ModelError] = []
+        for conversation, found in zip(conversations, texts, strict=True):
+            if isinstance(found, ModelError):
+                rendered.append(found)
                 continue
-            prompt_ids = next(prompts)
-            chosen, rejected = (self._answer_ids(prompt_ids, next(wholes), answer) for answer in conversation.answers)
-            rendered.append(
-                RenderedPair(pair.prompt.id, tuple(prompt_ids[-self._max_prompt_tokens :]), chosen, rejected)
-            )
+            prompt = next(prompts)
+            answers = tuple(self._answer_ids(prompt, next(wholes), answer) for answer in found.answers)
+            rendered.append(Rendered(conversation.prompt.id, tuple(prompt[-self._max_prompt_tokens :]), answers))
         return rendered
 
-    def _conversation_or_error(self, pair: Pair) -> _Conversation | ModelError:
+    def _texts_or_error(self, conversation: Conversation) -> _Texts | ModelError:
         try:
-            return self._conversation(pair)
+            return self._texts(conversation.prompt, conversation.answers)
         except ModelError as error:
             return error
 
-    def _conversation(self, pair: Pair) -> _Conversation:
+    def _texts(self, prompt: Prompt, answers: Sequence[Answer]) -> _Texts:
         for options in _THINKING_OPTIONS:
-            prompt = self._apply(pair, pair.prompt.messages, options, add_generation_prompt=True)
-            chosen, rejected = (
-                self._answer_text(pair, answer, prompt, options) for answer in (pair.chosen, pair.rejected)
-            )
-            if chosen is not None and rejected is not None:
-                return _Conversation(prompt, (chosen, rejected))
+            before = self._apply(prompt, prompt.messages, options, add_generation_prompt=True)
+            texts = [self._answer_text(prompt, answer, before, options) for answer in answers]
+            found = tuple(text for text in texts if text is not None)
+            if len(found) == len(texts):
+                return _Texts(before, found)
         raise ModelError(
-            f"pair {pair.prompt.id!r}: the chat template does not put the answers' text after its generation prompt; "
+            f"pair {prompt.id!r}: the chat template does not put the answers' text after its generation prompt; "
             "give the model a template that does, or leave the pair out"
         )
 
-    def _answer_text(self, pair: Pair, answer: Answer, prompt: str, options: dict[str, Any]) -> str | None:
+    def _answer_text(self, prompt: Prompt, answer: Answer, before: str, options: dict[str, Any]) -> str | None:
         """What the template appends to the prompt for this answer, with its end of turn; None if it is not there."""
         turn = Message("assistant", answer.text)
-        whole = self._apply(pair, (*pair.prompt.messages, turn), options, add_generation_prompt=False)
-        appended = whole.removeprefix(prompt)
+        whole = self._apply(prompt, (*prompt.messages, turn), options, add_generation_prompt=False)
+        appended = whole.removeprefix(before)
         text = answer.text.strip()
         start = appended.find(text)
-        if not whole.startswith(prompt) or start < 0 or appended[:start].strip():
+        if not whole.startswith(before) or start < 0 or appended[:start].strip():
             return None
         end = self._ends.search(appended, start + len(text)) if self._ends else None
         if end:
@@ -134,7 +140,7 @@ class Renderer:
         return appended[: start + len(text)] + str(self._tokenizer.eos_token)
 
     def _apply(
-        self, pair: Pair, messages: Sequence[Message], options: dict[str, Any], *, add_generation_prompt: bool
+        self, prompt: Prompt, messages: Sequence[Message], options: dict[str, Any], *, add_generation_prompt: bool
     ) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
@@ -143,10 +149,10 @@ class Renderer:
             )
         except Exception as error:  # whatever a template's author raises, or jinja
             raise ModelError(
-                f"pair {pair.prompt.id!r}: the chat template refuses the conversation: {one_line(error)}; "
+                f"pair {prompt.id!r}: the chat template refuses the conversation: {one_line(error)}; "
                 "leave the pair out, or use a model whose template takes it"
             ) from None
-        return _encodable(pair, str(text))
+        return _encodable(prompt, str(text))
 
     def _answer_ids(self, prompt_ids: list[int], whole_ids: list[int], answer: str) -> tuple[int, ...]:
         if whole_ids[: len(prompt_ids)] == prompt_ids:
@@ -171,10 +177,10 @@ class Renderer:
         return encoded["input_ids"]  # type: ignore[return-value]
 
 
-def _encodable(pair: Pair, text: str) -> str:
+def _encodable(prompt: Prompt, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         where = text[max(0, error.start - 20) : error.end + 20]
-        raise ModelError(f"pair {pair.prompt.id!r}: half a surrogate pair in {where!r}; mend or remove it") from None
+        raise ModelError(f"pair {prompt.id!r}: half a surrogate pair in {where!r}; mend or remove it") from None
     return text

@@ -1,16 +1,17 @@
-"""Trees: a prompt and its answers as one shared trunk and one branch per answer, laid end to end in a row.
+"""Trees: a prompt and its answers, laid end to end in a row with every shared token once.
 
 In: token ids. Out: a `Tree` per prompt, and a `Layout` of many trees as one row of tensors: what the model reads, what
-each token may attend to, and which positions predict which answer tokens. Nothing here runs a model.
+each token may attend to, which positions predict which answer tokens, and which of those make up each answer. Nothing
+here runs a model.
 
-    trunk     the prompt and the answers' common token prefix
-    branch    the rest of one answer; its positions continue from the trunk
-    row       trunk, branch, branch, trunk, branch, branch ...: no padding, every shared token once
+    trunk     the prompt and the first answer, whole
+    branch    the rest of another answer, from where it leaves the first; its positions go on from there
+    row       trunk, branch, branch, trunk, branch, branch ...: no padding
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -22,39 +23,37 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A prompt and its answers, shared tokens held once."""
+    """A prompt and its answers."""
 
-    trunk: tuple[int, ...]
-    prompt_tokens: int
-    """The trunk's first tokens, which are read but not scored."""
-    branches: tuple[tuple[int, ...], ...]
+    prompt: tuple[int, ...]
+    """Read but not scored."""
+    answers: tuple[tuple[int, ...], ...]
+    """Each whole; the others branch off the first."""
+    depths: tuple[int, ...]
+    """How many tokens each answer begins with as the first does; for the first, all of its own."""
+
+    @property
+    def branches(self) -> tuple[tuple[int, ...], ...]:
+        """What the first answer does not hold of each answer; of itself nothing is left."""
+        return tuple(answer[depth:] for answer, depth in zip(self.answers, self.depths, strict=True))
 
     @property
     def size(self) -> int:
         """Tokens in the row."""
-        return len(self.trunk) + sum(map(len, self.branches))
+        return len(self.prompt) + self.depths[0] + sum(map(len, self.answers)) - sum(self.depths)
 
     @property
     def longest(self) -> int:
         """Tokens of the prompt with its longest answer."""
-        return len(self.trunk) + max(map(len, self.branches))
-
-    @property
-    def prompt(self) -> tuple[int, ...]:
-        return self.trunk[: self.prompt_tokens]
-
-    @property
-    def answers(self) -> tuple[tuple[int, ...], ...]:
-        """Each answer whole."""
-        shared = self.trunk[self.prompt_tokens :]
-        return tuple(shared + branch for branch in self.branches)
+        return len(self.prompt) + max(map(len, self.answers))
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Neighbouring queries of a row and their keys: `before`, then themselves up to each query.
 
-    A tree's first segment is its trunk with its first branch; before every other branch comes the trunk.
+    A tree's first segment is its trunk; before a branch comes what its answer shares with the trunk. The keys of a
+    segment are so many tokens in a row of one answer with its prompt.
     """
 
     start: int
@@ -66,28 +65,34 @@ class Segment:
         return self.stop - self.start
 
     @property
+    def shared(self) -> int:
+        return self.before[1] - self.before[0]
+
+    @property
     def keys(self) -> int:
-        return self.before[1] - self.before[0] + self.queries
+        return self.shared + self.queries
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One row. What is scored is ordered by tree, and in a tree: the trunk's answer tokens, then each branch's."""
+    """One row. What is scored is ordered by tree, and in a tree: the first answer's tokens, then each branch's."""
 
     ids: Int[Tensor, "1 tokens"]
     position_ids: Int[Tensor, "1 tokens"]
     predictors: Int[Tensor, " scored"]
-    """Positions in the row whose hidden states predict the targets; a trunk's last one serves every branch."""
+    """Positions in the row whose hidden states predict the targets; where branches leave, one serves several."""
     targets: Int[Tensor, " scored"]
     """Answer tokens."""
-    scored_lengths: Int[Tensor, "trees parts"]
-    """How many of the scored tokens each trunk, then each branch, has."""
+    paths: Int[Tensor, " answer_tokens"]
+    """Which of the scored tokens make up the answers, one answer after the other, each whole."""
+    answer_lengths: Int[Tensor, "trees answers"]
+    """How many tokens of `paths` are each answer's."""
     segments: tuple[Segment, ...]
     """What attends to what."""
 
     def to(self, device: torch.device | str) -> Layout:
         """The same row with its tensors on `device`."""
-        names = ("ids", "position_ids", "predictors", "targets", "scored_lengths")
+        names = ("ids", "position_ids", "predictors", "targets", "paths", "answer_lengths")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
@@ -95,68 +100,77 @@ def plant(prompt_ids: Sequence[int], answers: Sequence[Sequence[int]]) -> Tree:
     """The tree of a prompt (one token at least) and its answers (any number, equal and empty ones included)."""
     assert prompt_ids, "a prompt without tokens predicts nothing"
     assert answers, "a tree needs an answer"
-    shared = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, zip(*answers, strict=False)))
-    return Tree(
-        trunk=(*prompt_ids, *answers[0][:shared]),
-        prompt_tokens=len(prompt_ids),
-        branches=tuple(tuple(answer[shared:]) for answer in answers),
-    )
+    first, *_ = answers
+    return Tree(tuple(prompt_ids), tuple(map(tuple, answers)), tuple(_depth(first, answer) for answer in answers))
 
 
 def lay(trees: Sequence[Tree]) -> Layout:
-    """Trees end to end in one row; all have the same number of branches."""
-    assert len({len(tree.branches) for tree in trees}) == 1, "trees of one row have equally many branches"
+    """Trees end to end in one row; all have the same number of answers."""
+    assert len({len(tree.answers) for tree in trees}) == 1, "trees of one row have equally many answers"
     ids: list[int] = []
     targets: list[int] = []
     positions: list[np.ndarray] = []
     predictors: list[np.ndarray] = []
-    lengths: list[list[int]] = []
+    paths: list[np.ndarray] = []
     segments: list[Segment] = []
     for tree in trees:
-        start = len(ids)
-        segments += _segments(tree, start)
+        segments += _segments(tree, len(ids))
         positions += _positions(tree)
-        predictors += _predictors(tree, start)
-        ids += _flat((tree.trunk, *tree.branches))
-        targets += _flat((tree.trunk[tree.prompt_tokens :], *tree.branches))
-        lengths.append([len(tree.trunk) - tree.prompt_tokens, *map(len, tree.branches)])
+        predictors += _predictors(tree, len(ids))
+        paths += _paths(tree, len(targets))
+        scored = [*tree.answers[0], *(token for branch in tree.branches for token in branch)]
+        ids += [*tree.prompt, *scored]
+        targets += scored
     return Layout(
         ids=torch.tensor([ids]),
         position_ids=torch.from_numpy(np.concatenate(positions))[None],
         predictors=torch.from_numpy(np.concatenate(predictors)),
         targets=torch.tensor(targets, dtype=torch.long),
-        scored_lengths=torch.tensor(lengths),
+        paths=torch.from_numpy(np.concatenate(paths)),
+        answer_lengths=torch.tensor([[len(answer) for answer in tree.answers] for tree in trees]),
         segments=tuple(segments),
     )
 
 
-def _positions(tree: Tree) -> Iterator[np.ndarray]:
-    trunk = len(tree.trunk)
-    yield np.arange(trunk)
-    yield from (np.arange(trunk, trunk + len(branch)) for branch in tree.branches)
+def _depth(first: Sequence[int], answer: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, answer, strict=False)))
 
 
-def _predictors(tree: Tree, start: int) -> Iterator[np.ndarray]:
-    """Row positions before each answer token: along the trunk, then for each branch the trunk's last and its own."""
-    end = start + len(tree.trunk)
-    yield np.arange(start + tree.prompt_tokens - 1, end - 1)
+def _branch_starts(tree: Tree) -> Iterator[int]:
+    """Where each branch begins, counted from the first answer's first token."""
+    start = tree.depths[0]
     for branch in tree.branches:
-        before = np.arange(end - 1, end - 1 + len(branch))
-        before[:1] = start + len(tree.trunk) - 1
-        yield before
-        end += len(branch)
+        yield start
+        start += len(branch)
 
 
 def _segments(tree: Tree, start: int) -> Iterator[Segment]:
-    first, *others = tree.branches
-    trunk = (start, start + len(tree.trunk))
-    end = trunk[1] + len(first)
-    yield Segment(start, end)
-    for branch in others:
+    answers = start + len(tree.prompt)
+    yield Segment(start, answers + tree.depths[0])
+    for branch, depth, offset in zip(tree.branches, tree.depths, _branch_starts(tree), strict=True):
         if branch:
-            yield Segment(end, end + len(branch), before=trunk)
-        end += len(branch)
+            yield Segment(answers + offset, answers + offset + len(branch), before=(start, answers + depth))
 
 
-def _flat(parts: Iterable[Sequence[int]]) -> list[int]:
-    return [token for part in parts for token in part]
+def _positions(tree: Tree) -> Iterator[np.ndarray]:
+    prompt = len(tree.prompt)
+    yield np.arange(prompt + tree.depths[0])
+    for answer, depth in zip(tree.answers, tree.depths, strict=True):
+        yield np.arange(prompt + depth, prompt + len(answer))
+
+
+def _predictors(tree: Tree, start: int) -> Iterator[np.ndarray]:
+    """Row positions before each scored token; before a branch's first it is the token that it leaves the trunk at."""
+    last = start + len(tree.prompt) - 1
+    yield np.arange(last, last + tree.depths[0])
+    for branch, depth, offset in zip(tree.branches, tree.depths, _branch_starts(tree), strict=True):
+        before = np.arange(last + offset, last + offset + len(branch))
+        before[:1] = last + depth
+        yield before
+
+
+def _paths(tree: Tree, start: int) -> Iterator[np.ndarray]:
+    for branch, depth, offset in zip(tree.branches, tree.depths, _branch_starts(tree), strict=True):
+        yield np.arange(start, start + depth)
+        yield np.arange(start + offset, start + offset + len(branch))

@@ -19,7 +19,7 @@ from anchored.datasets_io import layouts
 from anchored.datasets_io.cells import Refused, well_formed
 from anchored.datasets_io.rows import Row, read
 from anchored.errors import DataError
-from anchored.records import Answer, Message, Outcome, Pair, Prompt, content_hash, prompt_id
+from anchored.records import Answer, LabelledAnswer, Message, Outcome, Pair, Prompt, content_hash, prompt_id
 from anchored.runs import one_line, written_aside
 
 Layout = Literal["trl", "implicit", "clair32k"]
@@ -35,6 +35,15 @@ class PairRows:
     pairs: list[Pair]
     refused: list[Pair]
     """Rows that cannot be a pair, or that our own files mark as refused; `outcome` and `detail` say why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """What a source holds that one can train on: all pairs, or all labelled answers."""
+
+    rows: list[Pair] | list[LabelledAnswer]
+    refused: list[Pair]
+    """Rows that are neither, or that our own files mark as refused; `outcome` and `detail` say why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,26 @@ def read_pairs(source: str | Path, *, take: int | None = None, seed: int = 0, sp
         ranks = _ranks([content_hash([pair.prompt.id, pair.chosen.text, pair.rejected.text]) for pair in pairs], seed)
         pairs = [pairs[index] for index in sorted(ranks[:take])]
     return PairRows(pairs, refused)
+
+
+def read_training(source: str | Path, *, split: str | None = None) -> TrainingRows:
+    """The pairs of a source or, where its rows are unpaired, its labelled answers."""
+    pairs: list[Pair] = []
+    answers: list[LabelledAnswer] = []
+    refused: list[Pair] = []
+    for row in read(source, split):
+        found = _training_row_or_refusal(row)
+        if isinstance(found, LabelledAnswer):
+            answers.append(found)
+        else:
+            (pairs if found.outcome is Outcome.OK else refused).append(found)
+    if pairs and answers:
+        raise DataError(
+            f"{source}: mixes {len(pairs)} pairs and {len(answers)} unpaired rows; train on one kind at a time"
+        )
+    if not pairs and not answers:
+        raise DataError(_nothing_usable(source, "pair or labelled answer", refused))
+    return TrainingRows(pairs or answers, refused)
 
 
 def read_prompts(
@@ -98,11 +127,9 @@ def held_out_count(source: str | Path, asked: int | None, prompts: int) -> int:
     return asked
 
 
-def describe_refused(source: str | Path, rows: PairRows) -> str:
+def describe_refused(source: str | Path, refused: Sequence[Pair], kept: int) -> str:
     """One line for people about the rows of a source that were refused; there must be some."""
-    return (
-        f"{source}: {len(rows.refused)} of {len(rows.pairs) + len(rows.refused)} rows refused {_reasons(rows.refused)}"
-    )
+    return f"{source}: {len(refused)} of {kept + len(refused)} rows refused {_reasons(refused)}"
 
 
 def read_rows(path: Path) -> list[Pair]:
@@ -128,6 +155,8 @@ def write_pairs(
     if path.suffix not in writers:
         raise DataError(f"{path}: cannot tell the format from its ending; use {' or '.join(writers)}")
     columns = _columns(pairs, layout) | {name: list(values) for name, values in (extra or {}).items()}
+    if any(pair.margin is not None for pair in pairs):
+        columns["margin"] = [pair.margin for pair in pairs]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
@@ -139,6 +168,14 @@ def write_pairs(
 def _pair_or_refusal(row: Row) -> Pair:
     try:
         return layouts.pair(row.readable())
+    except Refused as reason:
+        return _refusal(row, reason)
+
+
+def _training_row_or_refusal(row: Row) -> Pair | LabelledAnswer:
+    try:
+        columns = row.readable()
+        return layouts.labelled(columns) if layouts.is_unpaired(columns) else layouts.pair(columns)
     except Refused as reason:
         return _refusal(row, reason)
 

@@ -90,6 +90,15 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def truth(value: Any, name: str) -> bool:
+    """A cell that must be true or false, also as 1 and 0 or as files without types spell it."""
+    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    spelt = str(value).strip().lower()
+    if spelt not in known:
+        raise malformed(f"{name} holds {kind(value)}, not true or false")
+    return known[spelt]
+
+
 def missing(value: Any) -> bool:
     """None, or the NaN that stands for it in float columns."""
     return value is None or (isinstance(value, float) and math.isnan(value))

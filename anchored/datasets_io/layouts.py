@@ -1,13 +1,14 @@
-"""One row, in any layout that people have, as a pair or a prompt. The layout is recognised by the row's columns:
+"""One row, in any layout that people have, as a pair, a labelled answer or a prompt, recognised by its columns:
 
     prompt, chosen, rejected         TRL explicit prompt: messages or strings, answers as assistant turns or strings
     chosen, rejected                 TRL implicit prompt: full turns
     prompt (str), chosen, rejected   full turns beside a string (ultrafeedback_clair_32k, ultrafeedback_binarized)
     instruction, completions         UltraFeedback's own: the best against the worst `overall_score`
+    prompt, completion, label        unpaired: one answer, and whether it is desirable (TRL)
     prompt | instruction | question | messages      prompts alone
 
-`instruction` or `question` may stand for `prompt`, and a `system` column is a system turn. A row that would double a
-turn, lacks an answer or has the same answer twice raises `Refused` with its outcome.
+`instruction` or `question` may stand for `prompt`, a `system` column is a system turn, and a pair may have a `margin`.
+A row that would double a turn, lacks an answer or has the same answer twice raises `Refused` with its outcome.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from anchored.datasets_io.cells import (
     records,
     short,
     text,
+    truth,
     turns,
     well_formed,
 )
-from anchored.records import Answer, Message, Outcome, Pair, Prompt, Role, prompt_id
+from anchored.records import Answer, LabelledAnswer, Message, Outcome, Pair, Prompt, Role, prompt_id
 
 Columns = Mapping[str, Any]
 Turns = tuple[Message, ...]
@@ -50,6 +52,23 @@ def pair(columns: Columns) -> Pair:
     return found
 
 
+def is_unpaired(columns: Columns) -> bool:
+    """Whether a row holds a single answer; in a table of both kinds, the cells of the other kind are empty."""
+    return "completion" in columns and all(_empty(columns.get(name)) for name in ("chosen", "rejected"))
+
+
+def labelled(columns: Columns) -> LabelledAnswer:
+    """An unpaired row."""
+    said = _conversation(columns, "completion")
+    before = _complete(said[:-1])
+    if not said[-1].content.strip():
+        raise Refused(Outcome.EMPTY, "the completion is empty")
+    if _empty(columns.get("label")):
+        raise malformed("nothing says whether the completion is desirable; give it a label of true or false")
+    row = Prompt(before, own_id(columns) or prompt_id(before))
+    return LabelledAnswer(row, Answer(said[-1].content, note(columns, "model")), truth(columns["label"], "label"))
+
+
 def prompt(columns: Columns) -> Prompt:
     """A row as a prompt; where the row holds a whole conversation, what comes before its last answer."""
     found = _complete(_with_system(columns, _prompt_turns(columns)))
@@ -66,6 +85,7 @@ def own(columns: Columns) -> Pair:
         rational=columns["rational"],
         outcome=Outcome(columns["outcome"]),
         detail=columns["detail"],
+        margin=number(columns.get("margin")),
     )
 
 
@@ -78,6 +98,11 @@ def own_id(columns: Columns) -> str:
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
     return ""
+
+
+def _empty(value: Any) -> bool:
+    """Whether a cell holds nothing, as each kind of file writes it."""
+    return missing(value) or value in ("", [])
 
 
 def _chosen_and_rejected(columns: Columns) -> Pair:
@@ -96,6 +121,7 @@ def _chosen_and_rejected(columns: Columns) -> Pair:
         rational=note(columns, "rational"),
         outcome=Outcome(outcome) if outcome in set(Outcome) else Outcome.OK,
         detail=note(columns, "detail"),
+        margin=number(columns.get("margin")),
     )
 
 
@@ -198,8 +224,9 @@ def _complete(before: Turns) -> Turns:
 def _unknown_layout(columns: Columns) -> str:
     names = ", ".join(map(str, columns)) or "none"
     if {"completion", "label"} <= columns.keys():
-        return f"an unpaired row (columns {names}); pairs need chosen and rejected"
+        return f"an unpaired row (columns {names}), which has no pair; pairs need chosen and rejected"
     return (
         f"columns {names} are no known layout; pairs have prompt, chosen, rejected, or chosen and rejected with full "
-        f"turns, or instruction and completions; prompts have {', '.join(_PROMPTS)} or messages"
+        "turns, or instruction and completions; unpaired data has prompt, completion, label; prompts have "
+        f"{', '.join(_PROMPTS)} or messages"
     )

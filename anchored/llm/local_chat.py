@@ -43,7 +43,14 @@ from transformers import AutoConfig, GenerationConfig, LogitsProcessor, Stopping
 
 from anchored.errors import ModelError, ReplyError
 from anchored.llm.chat import Reply, Request, Usage
-from anchored.llm.model_folder import end_of_turn_ids, fingerprint, load_model, load_tokenizer, model_folder
+from anchored.llm.model_folder import (
+    base_folder,
+    end_of_turn_ids,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    model_folder,
+)
 from anchored.llm.responses import split_thinking
 from anchored.records import content_hash
 from anchored.runs import one_line
@@ -413,7 +420,7 @@ def _dtype(dtype: str, device: torch.device, folder: Path) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     try:
-        stored: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        stored: Any = AutoConfig.from_pretrained(base_folder(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"{folder}: config.json cannot be read: {one_line(error)}") from error
     return stored.dtype or torch.float32

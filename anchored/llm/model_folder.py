@@ -1,8 +1,9 @@
 """Models and tokenizers from a Hugging Face folder or the Hub, checked before they are used, and their content's hash.
 
-In: a folder's path or a Hub id. Out: transformers objects. A folder is read without a look at the network; of the Hub
-only what is needed comes, once, into its usual cache. Weights load from safetensors alone and no code from the folder
-runs. Whatever is missing or broken is a ModelError that says so. Generation and rendering are not here.
+In: a folder's path or a Hub id; a folder may hold an adapter of peft, which names its base model. Out: transformers
+objects. A folder is read without a look at the network; of the Hub only what is needed comes, once, into its usual
+cache. Weights load from safetensors alone and no code from the folder runs. Whatever is missing or broken is a
+ModelError that says so. Generation and rendering are not here.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from anchored.runs import one_line
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _TOKENIZER_DATA = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+_ADAPTER, _BASE = "adapter_config.json", "base_model_name_or_path"
 _TEXTS = ("added_tokens.json", "merges.txt", "chat_template.jinja", *_TOKENIZER_DATA)
 _HISTORY = {"transformers_version", "_name_or_path"}
 _SEGMENT = 1 << 26  # bytes hashed at a time, so that threads share the shards of a big model
@@ -40,17 +42,26 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     attn_implementation: str | None = None,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
-    """The causal language model in `source`, in eval mode; dtype `auto` is the one that its weights are stored in."""
+    """The causal language model in `source`, in eval mode; dtype `auto` is the one that its weights are stored in.
+
+    An adapter comes on its base model, in float32.
+    """
     from transformers import AutoModelForCausalLM
 
     folder = model_folder(source)
+    if is_adapter(folder):
+        base = load_model(base_folder(folder), dtype=dtype, device=device, attn_implementation=attn_implementation)
+        return _with_adapter(base, folder)
     try:
         with _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
+                quantization_config=quantization,
+                device_map=None if quantization is None else {"": device},
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -67,7 +78,8 @@ def load_model(
             f"{source}: {len(missing)} weights are not in the safetensors files ({missing[0]}, ...); the folder is "
             "incomplete, or its config.json belongs to another model"
         )
-    return model.to(device).eval()
+    # quantized weights are where they belong, and cannot be moved
+    return (model if quantization else model.to(device)).eval()
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -107,12 +119,45 @@ def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def fingerprint(source: str | Path) -> str:
-    """A hash (64 hex digits) of all that shapes replies: weights, settings, tokenizer; not where the folder lies."""
+    """A hash (64 hex digits) of all that shapes replies: weights, settings, tokenizer; not where the folder lies.
+
+    Of an adapter: its own content and its base model's hash.
+    """
     folder = model_folder(source)
     settings = {name: _settings(folder / name) for name in _SETTINGS if (folder / name).is_file()}
     files = [*(folder / name for name in _TEXTS if (folder / name).is_file()), *_weight_files(folder)]
     digests = {file.name: _digest(file.resolve(), file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    if is_adapter(folder):
+        adapter = {name: value for name, value in _settings(folder / _ADAPTER).items() if name != _BASE}
+        return content_hash([fingerprint(base_folder(folder)), adapter, settings, digests])
     return content_hash([settings, digests])
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter instead of a whole model."""
+    return (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file()
+
+
+def base_folder(folder: Path) -> Path:
+    """The folder of the model that an adapter belongs to; a whole model's is its own."""
+    if not is_adapter(folder):
+        return folder
+    base = _settings(folder / _ADAPTER).get(_BASE)
+    if not base:
+        raise ModelError(f"{folder / _ADAPTER}: {_BASE} is missing; name the model that the adapter was trained on")
+    try:
+        return model_folder(base)
+    except ModelError as error:
+        raise ModelError(f"{folder / _ADAPTER}: {_BASE}: {error}") from error
+
+
+def import_peft(what: str) -> Any:
+    """peft, which `what` needs."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError(f"{what} needs peft; pip install 'anchored[lora]'") from error
+    return peft
 
 
 def model_folder(source: str | Path) -> Path:
@@ -124,11 +169,7 @@ def model_folder(source: str | Path) -> Path:
         if not _may_be_hub_id(source):
             raise ModelError(f"{source}: no such folder{_nearest(folder)}; correct the path")
         folder = _download(str(source))
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{source}: an adapter without its base model; merge them (peft: merge_and_unload) and save"
-            )
+    if not (folder / "config.json").is_file() and not is_adapter(folder):
         raise ModelError(
             f"{source}: no config.json, so this is not a Hugging Face model folder{_nearest_inside(folder)}"
         )
@@ -143,6 +184,19 @@ def model_folder(source: str | Path) -> Path:
     return folder
 
 
+def _with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    peft = import_peft(f"{folder}: an adapter")
+    try:
+        adapted = peft.PeftModel.from_pretrained(base, folder, torch_device=str(base.device))
+    except Exception as error:  # peft's, safetensors' and torch's own kinds
+        raise ModelError(
+            f"{folder}: the adapter cannot be loaded: {one_line(error)}; it must belong to {base.name_or_path}"
+        ) from error
+    if adapted.active_peft_config.is_prompt_learning:
+        raise ModelError(f"{folder}: the adapter adds to the prompt; only such as change layers can be used here")
+    return adapted.get_base_model().eval()
+
+
 def _may_be_hub_id(source: str | Path) -> bool:
     return isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) is not None
 
@@ -150,7 +204,7 @@ def _may_be_hub_id(source: str | Path) -> bool:
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.safetensors.index.json", *_SETTINGS, *_TEXTS]
+    patterns = ["*.safetensors", "*.safetensors.index.json", _ADAPTER, *_SETTINGS, *_TEXTS]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]))
     except Exception as error:  # the Hub's own errors, httpx's, the disk's

@@ -1,4 +1,4 @@
-"""The alignment objectives: logps in, loss and metrics out. The functions are in `losses`.
+"""The alignment objectives: logps in, losses and metrics out. The functions are in `losses`.
 
 Here stand only their names, so that checking a recipe needs no torch.
 """
@@ -7,4 +7,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-ObjectiveName = Literal["apo-zero", "apo-down", "dpo", "sft"]
+ObjectiveName = Literal[
+    "sft",
+    "dpo",
+    "apo-zero",
+    "apo-down",
+    "kto-pair",
+    "kto",
+    "apo-zero-unpaired",
+    "ipo",
+    "slic-hinge",
+    "simpo",
+    "orpo",
+    "cpo",
+    "dpop",
+    "robust-dpo",
+    "beta-dpo",
+    "npo",
+]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.utils import logging
 from anchored.errors import DataError, TrainError
 from anchored.runs import one_line, written_aside
 from anchored.train.policy import Policy
+from anchored.train.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,10 @@ class ResumePoint:
     """Time they took, in all the processes that took part."""
     begun_with: Mapping[str, str]
     """What must be the same to go on from here: settings, model, data."""
+    reference: str = ""
+    """Name of the reference's logps, where it is no longer the model that training started from."""
+    running: Mapping[str, float] = field(default_factory=dict)
+    """Moving averages that the objective uses."""
 
 
 def checkpoint_name(epoch: int) -> str:
@@ -41,12 +46,13 @@ def checkpoint_name(epoch: int) -> str:
     return f"epoch-{epoch:02d}"
 
 
-def save_checkpoint(folder: Path, policy: Policy) -> None:
-    """Write the Hugging Face folder: weights, config, generation config, tokenizer with its chat template."""
+def save_checkpoint(folder: Path, policy: Policy, ranks: Ranks, card: str) -> None:
+    """Write the Hugging Face folder: weights, config, generation config, tokenizer with its template, model card."""
     logging.disable_progress_bar()  # the command shows its own
     with _written_aside(folder) as aside, policy.as_saved() as model:
         model.save_pretrained(aside)
         policy.tokenizer.save_pretrained(aside)
+        (aside / "README.md").write_text(card, "utf-8")
 
 
 def drop_checkpoints_after(checkpoints: Path, epoch: int) -> None:
@@ -56,17 +62,28 @@ def drop_checkpoints_after(checkpoints: Path, epoch: int) -> None:
             shutil.rmtree(folder)
 
 
+def drop_checkpoints_except(checkpoints: Path, epochs: Collection[int]) -> None:
+    """Delete the checkpoints of all epochs but `epochs`."""
+    for folder in checkpoints.glob("epoch-*"):
+        if int(folder.name.removeprefix("epoch-")) not in epochs:
+            shutil.rmtree(folder)
+
+
 def resume_file(checkpoints: Path) -> Path:
     """Where the newest saved moment lies."""
     return checkpoints / "resume.pt"
 
 
-def save_resume_point(checkpoints: Path, point: ResumePoint, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+def save_resume_point(
+    checkpoints: Path, point: ResumePoint, policy: Policy, optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> None:
     """Replace the moment that a killed run goes on from."""
     state = {
         "step": point.step,
         "seconds": point.seconds,
         "begun_with": dict(point.begun_with),
+        "reference": point.reference,
+        "running": dict(point.running),
         "weights": {name: weight.data for name, weight in policy.weights.items()},
         "optimizer": optimizer.state_dict(),
     }
@@ -87,7 +104,7 @@ def load_resume_point(
         weight.data.copy_(state["weights"][name])
     policy.update_model()
     optimizer.load_state_dict(state["optimizer"])
-    return ResumePoint(state["step"], state["seconds"], begun_with)
+    return ResumePoint(state["step"], state["seconds"], begun_with, state["reference"], state["running"])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is measured while training: sums over pairs that stay on the device until they are read, and when to measure.
+"""What is measured while training: sums that stay on the device until they are read, and when to measure.
 
 The lines themselves are written by `loop`; nothing here knows a file or a model.
 """
@@ -10,25 +10,36 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from anchored.objectives.losses import Weighted
+from anchored.train.ranks import Ranks
+
 TRAJECTORY_POINTS = 20
 """Times a run is measured on held-out pairs, beside the start and the checkpoints."""
 
 
 class Sums:
-    """Named sums over micro-batches, kept on the device."""
+    """Named weighted sums over micro-batches and ranks, kept on the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add up the values of a micro-batch, one per pair."""
+    def add(self, values: Mapping[str, Weighted]) -> None:
+        """Add up the values of a micro-batch."""
         for name, value in values.items():
-            total = value.detach().double().sum()
+            weights = value.weights.detach().double()
+            total = torch.stack([(value.values.detach().double() * weights).sum(), weights.sum()])
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
-    def read(self) -> dict[str, float]:
-        """All sums in one transfer: the only place that waits for the device."""
-        return dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist(), strict=True))
+    def means(self, ranks: Ranks) -> dict[str, float]:
+        """Every mean, in one sum over the ranks and one transfer; what has no weight has no mean.
+
+        `reward_margin` is the difference of the mean rewards where single answers were measured.
+        """
+        summed = ranks.sum(torch.stack(list(self._sums.values()))).tolist()
+        means = {name: total / weight for name, (total, weight) in zip(self._sums, summed, strict=True) if weight}
+        if {"reward_chosen", "reward_rejected"} <= means.keys():
+            means.setdefault("reward_margin", means["reward_chosen"] - means["reward_rejected"])
+        return means
 
 
 def trajectory_steps(steps: int, steps_per_epoch: int) -> frozenset[int]:

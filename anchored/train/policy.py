@@ -2,26 +2,33 @@
 
 An update of 2e-7 vanishes in a bfloat16 weight, so the weights proper are float32. A model that runs in float32 holds
 them itself. One that runs in bfloat16 holds a rounded copy, made anew after each step: what is trained is then what the
-saved checkpoint computes, layers run wholly in 16 bits, and gradients add up over micro-batches in float32.
+saved checkpoint computes, layers run wholly in 16 bits, and gradients add up over micro-batches in float32. With
+adapters (`lora`) these are the weights, in float32 in any case, and the model's own stay as they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from anchored.batches.answer_logps import answer_logps
 from anchored.batches.tree import Tree
 from anchored.errors import TrainError
-from anchored.llm.model_folder import fingerprint, load_model, load_tokenizer
-from anchored.train.settings import TrainSettings
+from anchored.llm.model_folder import fingerprint, is_adapter, load_model, load_tokenizer, model_folder
+from anchored.train.lora import adapters_off, add_adapter, merged, quantization
+from anchored.train.settings import LoraSettings, TrainSettings
 
 # measured: small rows are the fastest on a CPU
 _TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192}
@@ -33,8 +40,10 @@ class Policy:
 
     model: PreTrainedModel
     """Runs forward and backward in `precision`, dropout off."""
+    source: str | Path
+    """The folder or Hub id it was loaded from."""
     weights: Mapping[str, nn.Parameter]
-    """What the optimizer moves, in float32; in float32 precision these are the model's own parameters."""
+    """What the optimizer moves, in float32: the adapters, or else all; in float32 precision the model's own."""
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str
     """Of the weights before training: the reference's name."""
@@ -42,23 +51,49 @@ class Policy:
     precision: torch.dtype
     saved_dtypes: Mapping[str, torch.dtype]
     """Each parameter's precision in the model's own files."""
+    lora: LoraSettings | None
+    """How adapters are trained; None: the model's own weights are."""
     tokens_per_batch: int
     """Tokens that go through the model at once."""
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model reads; None if it does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def logps(self, trees: Sequence[Tree]) -> Float[Tensor, "trees answers"]:
         """The answers' log-probabilities under the model as it is now."""
         return answer_logps(self.model, trees, self.device)
 
+    def as_started(self) -> AbstractContextManager[None]:
+        """While the block lasts, the model that training starts from, whatever was trained since: adapters off."""
+        return adapters_off(self.model) if self.lora else nullcontext()
+
+    def content(self) -> str:
+        """A name of the weights as they are now."""
+        content = hashlib.sha256()
+        for name, weight in self.weights.items():
+            content.update(name.encode())
+            content.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return content.hexdigest()
+
     @torch.no_grad()
     def update_model(self) -> None:
         """Let the model read the weights as they are now."""
         for name, parameter in self.model.named_parameters():
-            if parameter is not self.weights[name]:
-                parameter.copy_(self.weights[name])
+            if parameter is not (weight := self.weights.get(name, parameter)):
+                parameter.copy_(weight)
 
     @contextmanager
     def as_saved(self) -> Iterator[PreTrainedModel]:
-        """The model with its weights on the CPU, in the precision they came in."""
+        """What a checkpoint holds, as `save_pretrained` writes it: the adapters, or the whole model on the CPU.
+
+        The whole model has its weights in the precision they came in.
+        """
+        if self.lora:
+            config = self.model.peft_config["default"]
+            yield merged(self.source, self.weights, config, self.saved_dtypes) if self.lora.merge else self.model
+            return
         parameters = dict(self.model.named_parameters())
         running = {name: parameter.data for name, parameter in parameters.items()}
         try:
@@ -72,21 +107,65 @@ class Policy:
 
 def load_policy(model: str | Path, settings: TrainSettings) -> Policy:
     """Load a Hugging Face folder or Hub id for training."""
-    device = _device(settings.device)
-    loaded = load_model(model, device=device).eval().requires_grad_(True)
+    if is_adapter(model_folder(model)):
+        raise TrainError(
+            f"{model}: an adapter, and training starts from whole models; train it with train.lora.merge: true, or "
+            "merge it (peft: merge_and_unload) and save"
+        )
+    device, lora = _device(settings.device), settings.lora
+    loaded = load_model(model, device=device, quantization=quantization(lora, device))
     saved_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
     precision = _precision(settings.precision, device, set(saved_dtypes.values()))
-    weights = _float32_weights(loaded, precision)
+    if lora is None:
+        weights = _float32_weights(loaded.requires_grad_(True), precision)
+    else:
+        weights = _adapter_weights(loaded, model, precision, settings, lora)
+    if settings.gradient_checkpointing:
+        recompute_layers(loaded)
     return Policy(
         model=loaded,
+        source=model,
         weights=weights,
         tokenizer=load_tokenizer(model),
-        fingerprint=fingerprint(model),
+        # a quantized model is another reference than the one it was made of
+        fingerprint=fingerprint(model) + (f" {lora.quantize}" if lora and lora.quantize else ""),
         device=device,
         precision=precision,
         saved_dtypes=saved_dtypes,
+        lora=lora,
         tokens_per_batch=settings.tokens_per_batch or _TOKENS_PER_BATCH[device.type],
     )
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Let the model's layers keep their inputs alone, and compute the rest again in the backward pass."""
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise TrainError(
+            f"train.gradient_checkpointing: {type(model).__name__} has no layers that can be computed again; "
+            "set it to false, and lower train.tokens_per_batch if memory runs out"
+        )
+    rates = model.config.get_text_config().to_dict().items()
+    if dropping := [name for name, rate in rates if "drop" in name and isinstance(rate, float) and rate > 0]:
+        raise TrainError(
+            f"train.gradient_checkpointing: the model's config.json has {dropping[0]}, which some layers of this kind "
+            "would begin to do; set it to 0 there, or gradient_checkpointing to false"
+        )
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        # a layer asks whether it is being trained; what is inside it, where dropout is, stays in eval mode
+        layer.training = True
+
+
+def _adapter_weights(
+    model: PreTrainedModel, source: str | Path, precision: torch.dtype, settings: TrainSettings, lora: LoraSettings
+) -> dict[str, nn.Parameter]:
+    """The adapters' weights, in float32 on the model in `precision`."""
+    if lora.quantize is None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(precision)
+    return add_adapter(model, source, lora, settings.seed)
 
 
 def _float32_weights(model: PreTrainedModel, precision: torch.dtype) -> dict[str, nn.Parameter]:

@@ -21,6 +21,7 @@ from anchored.progress import Progress
 from anchored.runs import one_line
 from anchored.train.examples import Example
 from anchored.train.policy import Policy
+from anchored.train.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +29,24 @@ class Reference:
     """The reference's log-probability of every answer, by the answer's key."""
 
     logps: Mapping[bytes, float]
+    name: str
+    """The model's, in the file."""
     computed: int
     """Answers whose value was not in the file."""
 
 
 def reference_logps(
-    policy: Policy, examples: Sequence[Example], path: Path, tokens_per_batch: int, progress: Progress
+    policy: Policy, examples: Sequence[Example], path: Path, ranks: Ranks, progress: Progress, name: str = ""
 ) -> Reference:
-    """What `policy`, not yet trained, gives each answer; only what `path` does not hold is computed."""
-    with _open(path, f"{policy.fingerprint} {policy.precision}") as store:
+    """What `policy`, as it is now, gives each answer; only what `path` does not hold is computed.
+
+    `name` is the model's, if it is not the one that the policy started from.
+    """
+    name = name or start_name(policy)
+    with _open(path, name) as store:
         logps = store.get({key for example in examples for key in example.keys})
         found_before = len(logps)
-        plan = _plan(examples, logps.keys(), tokens_per_batch)
+        plan = _plan(examples, logps.keys(), policy.tokens_per_batch)
         progress.start("reference", total=sum(map(len, plan)))
         for batch in plan:
             values = _compute(policy, batch)
@@ -48,7 +55,25 @@ def reference_logps(
             logps.update(new)
             progress.advance("reference", len(batch))
         progress.finish("reference")
-    return Reference(logps, computed=len(logps) - found_before)
+    return Reference(logps, name, computed=len(logps) - found_before)
+
+
+def known_reference(name: str, examples: Sequence[Example], path: Path) -> Reference:
+    """The logps of a reference that is no model at hand any more: an earlier state of a policy that trained on."""
+    with _open(path, name) as store:
+        logps = store.get({key for example in examples for key in example.keys})
+    missing = sum(key not in logps for example in examples for key in example.keys)
+    if missing:
+        raise TrainError(
+            f"{path}: lacks {missing} logps of the refreshed reference {name!r}, which cannot be computed again; "
+            "restore the file, or use --redo train"
+        )
+    return Reference(logps, name, computed=0)
+
+
+def start_name(policy: Policy) -> str:
+    """The name of the model that the policy started from."""
+    return f"{policy.fingerprint} {policy.precision}"
 
 
 def _plan(examples: Sequence[Example], known: Iterable[bytes], tokens_per_batch: int) -> list[list[Example]]:

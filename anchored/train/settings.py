@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from anchored.objectives import ObjectiveName
+from anchored.objectives.settings import ObjectiveSettings
 from anchored.settings import Settings
-
-
-class ObjectiveSettings(Settings):
-    """What is minimised."""
-
-    name: ObjectiveName = "apo-zero"
-    """`apo-zero` for winners better than the policy's own answers, `apo-down` for worse; `sft` learns winners alone."""
-    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    """Scale of the rewards, beta x (policy logp - reference logp); short answers want more (1 to 2)."""
 
 
 class OptimizerSettings(Settings):
@@ -36,6 +27,22 @@ class OptimizerSettings(Settings):
     """Scale gradients down to this norm when they exceed it; null leaves them as they are."""
 
 
+class LoraSettings(Settings):
+    """Adapters that are trained instead of the model's own weights; needs `pip install 'anchored[lora]'`."""
+
+    rank: int = Field(default=16, ge=1)
+    """Inner width of the adapters."""
+    alpha: float = Field(default=32.0, gt=0, allow_inf_nan=False)
+    """An adapter's output is scaled by alpha / rank."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which linear layers get one: all but the output layer, or a list of names (`[q_proj, v_proj]`)."""
+    merge: bool = False
+    """Checkpoints are whole models with the adapters added to the weights, in the model's own precision; else they are
+    the adapters alone."""
+    quantize: Literal["4bit"] | None = None
+    """Hold the frozen weights in 4 bits (QLoRA); needs a GPU and bitsandbytes. Not run yet."""
+
+
 class TrainSettings(Settings):
     """The `train:` section."""
 
@@ -50,26 +57,61 @@ class TrainSettings(Settings):
     """The loss."""
     epochs: int = Field(default=18, ge=1)
     """Passes over the pairs; a checkpoint follows each."""
+    refresh_reference_epochs: int | None = Field(default=None, ge=1)
+    """Let the policy become its own reference every so many epochs; null: the starting model stays the reference."""
     pairs_per_step: int = Field(default=16, ge=1)
-    """Pairs per optimizer step. The last step of an epoch holds the rest, and each of its pairs weighs 1/rest."""
+    """Pairs per optimizer step, or half the single answers of unpaired data. The last step of an epoch holds the rest,
+    and each of its pairs weighs 1/rest."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """The optimizer and its schedule."""
+    lora: LoraSettings | None = None
+    """Train low-rank adapters; null: all weights."""
     max_prompt_tokens: int = Field(default=512, ge=1)
     """A longer prompt keeps its end."""
     max_answer_tokens: int = Field(default=512, ge=1)
     """A longer answer keeps its start; the end-of-turn token counts."""
     seed: int = 0
-    """Of the pairs' order, which depends on this and the epoch alone."""
+    """Of the pairs' order, which depends on this and the epoch alone, and of kto's mismatched answers."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward and backward pass; auto: bfloat16 on a GPU for a model saved in 16 bits, else float32."""
     tokens_per_batch: int | None = Field(default=None, ge=1)
     """Tokens that go through the model at once: lower it when memory runs out; the steps stay the same. Null: 2048 on a
     CPU, 8192 on a GPU."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again for its gradients instead of keeping what lies inside it: less memory, about a third
+    more time."""
     save_every_steps: int | None = Field(default=None, ge=1)
     """Also keep what resuming needs every so many steps; null: at the end of each epoch only."""
+    keep_last: int | None = Field(default=None, ge=1)
+    """Keep the checkpoints of so many newest epochs only; null: all."""
+    keep_best: bool = False
+    """With `keep_last`, also keep the checkpoint with the lowest held-out loss."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    """Where metrics are also sent to; each needs `pip install 'anchored[NAME]'`. TensorBoard and MLflow write into the
+    run folder, unless MLFLOW_TRACKING_URI says otherwise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: a GPU if there is one."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; null is PyTorch's choice (one per core), 1 is better on a busy machine."""
 
-    how_only: ClassVar[frozenset[str]] = frozenset({"tokens_per_batch", "save_every_steps", "device", "threads"})
+    how_only: ClassVar[frozenset[str]] = frozenset(
+        {
+            "tokens_per_batch",
+            "gradient_checkpointing",
+            "save_every_steps",
+            "keep_last",
+            "keep_best",
+            "trackers",
+            "device",
+            "threads",
+        }
+    )
+
+    @model_validator(mode="after")
+    def _check_best(self) -> TrainSettings:
+        if self.keep_best and self.refresh_reference_epochs is not None:
+            raise ValueError(
+                "keep_best compares held-out losses, which mean something else after each refresh of the reference; "
+                "leave keep_best or refresh_reference_epochs out"
+            )
+        return self

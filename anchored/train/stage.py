@@ -1,4 +1,4 @@
-"""The train stage: pairs and a model in; checkpoints, metrics and trajectories out.
+"""The train stage: pairs, or labelled answers, and a model in; checkpoints, metrics and trajectories out.
 
 Called again after a kill, it goes on from the newest saved moment, and what it leaves is what the undisturbed run would
 have left. Generating pairs and scoring checkpoints are other stages.
@@ -7,6 +7,7 @@ have left. Generating pairs and scoring checkpoints are other stages.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -16,16 +17,27 @@ from typing import Any
 import torch
 
 from anchored.errors import DataError, ModelError, TrainError
+from anchored.objectives.losses import OBJECTIVES, Objective, find_objective
 from anchored.progress import Progress
-from anchored.records import Pair
+from anchored.records import Pair, TrainingRow
 from anchored.runs import Run, one_line, read_lines, write_lines
-from anchored.train.checkpoint import checkpoint_name, drop_checkpoints_after, load_resume_point, resume_file
-from anchored.train.examples import Example, Examples, prepare
-from anchored.train.loop import Training, run_steps, steps_per_epoch
+from anchored.train.checkpoint import (
+    ResumePoint,
+    checkpoint_name,
+    drop_checkpoints_after,
+    load_resume_point,
+    resume_file,
+)
+from anchored.train.examples import Example, Examples, prepare, with_mismatched
+from anchored.train.loop import Journal, find_best_epoch, run_steps
+from anchored.train.model_card import CardFacts
 from anchored.train.optimizer import build_optimizer
 from anchored.train.policy import Policy, load_policy
-from anchored.train.reference import reference_logps
+from anchored.train.ranks import Ranks
+from anchored.train.reference import Reference, known_reference, reference_logps
 from anchored.train.settings import TrainSettings
+from anchored.train.step import Training, step_size
+from anchored.train.trackers import TrackedRun, Trackers, check_installed
 
 
 @dataclass(frozen=True)
@@ -38,26 +50,33 @@ class TrainSummary:
     """Pairs not trained on, by outcome (`identical`: equal answers, perhaps only after truncation)."""
     steps: int
     checkpoints: dict[str, int]
-    """Name of each checkpoint's folder, and the step it was saved after."""
+    """Name of each checkpoint's folder that was kept, and the step it was saved after."""
     reference_computed: int
     """Answers whose reference log-probability this process had to compute; the others were known."""
     seconds: float
     """In the loop, over all the processes that took part."""
+    best: str | None = None
+    """The epoch with the lowest held-out loss, as its checkpoint is or was called."""
 
 
-def train(
-    run: Run,
-    settings: TrainSettings,
-    model: str | Path,
-    pairs: Sequence[Pair],
-    held_out: Sequence[Pair],
-    progress: Progress,
-) -> TrainSummary:
-    """Train `model` on `pairs`, measuring on `held_out`; a complete run only returns its summary."""
+@dataclass(frozen=True, slots=True)
+class TrainInputs:
+    """What is trained, and on what."""
+
+    model: str | Path
+    """A Hugging Face folder or Hub id."""
+    rows: Sequence[TrainingRow]
+    """Pairs, or labelled answers."""
+    held_out: Sequence[TrainingRow] = ()
+    """Measured with, never trained on."""
+
+
+def train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Progress) -> TrainSummary:
+    """Train the model, measuring on the held-out rows; a complete run only returns its summary."""
     summary = run.summary("train")
     if summary is None:
         try:
-            summary = asdict(_train(run, settings, model, pairs, held_out, progress))
+            summary = asdict(_train(run, settings, inputs, progress))
             run.complete("train", summary)
         except torch.OutOfMemoryError as error:
             raise TrainError(
@@ -73,44 +92,98 @@ def train(
     return TrainSummary(**summary)
 
 
-def _train(
-    run: Run,
-    settings: TrainSettings,
-    model: str | Path,
-    pairs: Sequence[Pair],
-    held_out: Sequence[Pair],
-    progress: Progress,
-) -> TrainSummary:
-    if not pairs:
-        raise DataError(
-            "there is no pair to train on; give data with at least one, or look at the refused pairs of `create`"
-        )
+def _train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Progress) -> TrainSummary:
     run.folder.mkdir(parents=True, exist_ok=True)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    policy = load_policy(model, settings)
-    training_pairs = prepare(pairs, policy, settings)
-    held_out_pairs = prepare(held_out, policy, settings)
-    _check_enough(training_pairs, settings, progress)
-    everything = (*training_pairs.kept, *held_out_pairs.kept)
-    reference = reference_logps(policy, everything, run.reference, policy.tokens_per_batch, progress)
+    objective = find_objective(settings.objective.name)
+    check_installed(settings.trackers)
+    _check_rows(inputs.rows, objective, settings)
+    policy, ranks = load_policy(inputs.model, settings), Ranks()
+    prepared, held_out = (prepare(rows, policy, settings) for rows in (inputs.rows, inputs.held_out))
+    _check_enough(prepared, settings, progress)
+    _check_used(prepared.kept, held_out.kept, objective, settings)
+    examples, held_out_examples = prepared.kept, held_out.kept
+    if objective.mismatched:
+        donors = examples if len(_prompts(held_out_examples)) < 2 else held_out_examples
+        held_out_examples = with_mismatched(held_out_examples, donors, policy.context, settings.seed)
+        examples = with_mismatched(examples, examples, policy.context, settings.seed)
+    everything = (*examples, *held_out_examples)
+    with policy.as_started():
+        reference = reference_logps(policy, everything, run.reference, ranks, progress)
     optimizer = build_optimizer(policy.weights.values(), settings.optimizer)
-    training = Training(policy, optimizer, settings, training_pairs.kept, held_out_pairs.kept, reference.logps)
-    begun_with = _identity(settings, policy, training_pairs, held_out_pairs)
+    training = Training(policy, optimizer, settings, objective, examples, held_out_examples, ranks, reference.logps)
+    begun_with = _identity(settings, policy, examples, held_out_examples)
     point = load_resume_point(run.checkpoints, begun_with, policy, optimizer)
+    training.running.update(point.running)
+    if point.reference:
+        training.reference = known_reference(point.reference, everything, run.reference).logps
+    tracked = _tracked(run, settings, point)
     _forget_after(point.step, training, run)
-    point = run_steps(training, point, run, progress)
+    facts = _card_facts(training, inputs, prepared)
+    with Trackers(settings.trackers if ranks.first else (), tracked, progress) as trackers:
+        point = run_steps(training, point, Journal(run, trackers, progress, facts))
+    return _summary(training, run, prepared, reference, point)
+
+
+def _summary(
+    training: Training, run: Run, prepared: Examples, reference: Reference, point: ResumePoint
+) -> TrainSummary:
+    epochs = range(1, training.settings.epochs + 1)
+    best = find_best_epoch(training, run)
     return TrainSummary(
         pairs=len(training.examples),
         held_out=len(training.held_out),
-        left_out=dict(training_pairs.left_out),
+        left_out=dict(prepared.left_out),
         steps=training.steps,
         checkpoints={
-            checkpoint_name(epoch): epoch * training.steps_per_epoch for epoch in range(1, settings.epochs + 1)
+            checkpoint_name(epoch): epoch * training.steps_per_epoch
+            for epoch in epochs
+            if (run.checkpoints / checkpoint_name(epoch)).exists()
         },
         reference_computed=reference.computed,
         seconds=point.seconds,
+        best=None if best is None else checkpoint_name(best),
     )
+
+
+def _tracked(run: Run, settings: TrainSettings, point: ResumePoint) -> TrackedRun:
+    """What the trackers are opened for, before the lines of steps that are done again are dropped."""
+    recipe = run.read_recipe() or {"train": settings.model_dump(mode="json")}
+    seen = max((line["step"] for line in read_lines(run.metrics)), default=0)
+    return TrackedRun(run.folder, recipe, done=point.step, seen=seen)
+
+
+def _card_facts(training: Training, inputs: TrainInputs, prepared: Examples) -> CardFacts:
+    methods = {row.method for row in inputs.rows if isinstance(row, Pair) and row.method}
+    return CardFacts(
+        base_model=inputs.model,
+        settings=training.settings,
+        precision=str(training.policy.precision).removeprefix("torch."),
+        rows=len(training.examples),
+        paired=training.examples[0].paired,
+        methods=tuple(sorted(methods)),
+        held_out=len(training.held_out),
+        left_out=prepared.left_out,
+        steps=training.steps,
+    )
+
+
+def _check_rows(rows: Sequence[TrainingRow], objective: Objective, settings: TrainSettings) -> None:
+    if not rows:
+        raise DataError(
+            "there is no pair to train on; give data with at least one, or look at the refused pairs of `create`"
+        )
+    if objective.takes == "pairs" and not isinstance(rows[0], Pair):
+        unpaired = ", ".join(name for name, other in OBJECTIVES.items() if other.takes == "answers")
+        raise DataError(
+            f"train.objective.name is {settings.objective.name!r}, which compares two answers to a prompt, but the "
+            f"data is unpaired (prompt, completion, label); use {unpaired}, or give pairs"
+        )
+
+
+def _prompts(examples: Sequence[Example]) -> set[tuple[int, ...]]:
+    return {example.tree.prompt for example in examples}
 
 
 def _check_enough(prepared: Examples, settings: TrainSettings, progress: Progress) -> None:
@@ -123,7 +196,7 @@ def _check_enough(prepared: Examples, settings: TrainSettings, progress: Progres
         )
     if left_out:
         progress.note(f"left out of training: {left_out}" + (f" ({prepared.problem})" if prepared.problem else ""))
-    steps = settings.epochs * steps_per_epoch(len(prepared.kept), settings)
+    steps = settings.epochs * math.ceil(len(prepared.kept) / step_size(prepared.kept[0], settings))
     if settings.optimizer.warmup_steps >= steps:
         raise TrainError(
             f"train.optimizer.warmup_steps is {settings.optimizer.warmup_steps}, but the run has only {steps} steps; "
@@ -131,20 +204,41 @@ def _check_enough(prepared: Examples, settings: TrainSettings, progress: Progres
         )
 
 
-def _identity(settings: TrainSettings, policy: Policy, pairs: Examples, held_out: Examples) -> dict[str, str]:
+def _check_used(
+    examples: Sequence[Example], held_out: Sequence[Example], objective: Objective, settings: TrainSettings
+) -> None:
+    """Raise where a setting would have no effect for want of data."""
+    wanted = {"undesirable": False, "chosen_tokens": True}.get(objective.unit)
+    if wanted is not None and not any(wanted in example.labels for example in examples):
+        kind = "desirable" if wanted else "undesirable"
+        raise DataError(
+            f"train.objective.name is {settings.objective.name!r}, which learns from {kind} answers alone, but the "
+            "data has none; add some, or use another objective"
+        )
+    if settings.keep_best and not held_out:
+        raise TrainError(
+            "train.keep_best is true, but no rows are held out to find the best checkpoint with; raise train.held_out "
+            "(create.prompts.held_out for created pairs), or leave keep_best out"
+        )
+
+
+def _identity(
+    settings: TrainSettings, policy: Policy, examples: Sequence[Example], held_out: Sequence[Example]
+) -> dict[str, str]:
     """What shapes the run, by name, to recognise at resuming."""
     # the data counts by what is in it, not by its name
     shaping: dict[str, Any] = settings.model_dump(mode="json", exclude={*settings.how_only, "data", "held_out"})
     return {
         **{f"train.{name}": json.dumps(value) for name, value in shaping.items()},
         "the model": policy.fingerprint,
-        "the pairs": _hash(pairs.kept),
-        "the held-out pairs": _hash(held_out.kept),
+        "the pairs": _hash(examples),
+        "the held-out pairs": _hash(held_out),
     }
 
 
 def _hash(examples: Iterable[Example]) -> str:
-    return sha256(b"".join(key for example in examples for key in example.keys)).hexdigest()[:16]
+    facts = (b"".join(example.keys) + repr((example.labels, example.margin)).encode() for example in examples)
+    return sha256(b"".join(facts)).hexdigest()[:16]
 
 
 def _forget_after(step: int, training: Training, run: Run) -> None:

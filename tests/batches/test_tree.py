@@ -2,92 +2,101 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 import torch
+from plain_scores import random_trees, row_paths
 
-from anchored.batches.tree import Tree, lay, plant
-
-
-def random_tree(rng: random.Random, answers: int) -> Tree:
-    shared = [rng.randrange(9) for _ in range(rng.randrange(4))]
-    drawn = [shared + [rng.randrange(9) for _ in range(rng.choice([0, 1, 5]))] for _ in range(answers)]
-    return plant([rng.randrange(9) for _ in range(rng.randint(1, 6))], drawn)
+from anchored.batches.tree import lay, plant
 
 
 @pytest.mark.parametrize(
-    ("answers", "shared", "branches"),
+    ("answers", "depths", "branches"),
     [
-        ([[5, 6, 7], [5, 8]], (5,), ((6, 7), (8,))),
-        ([[5, 6], [5, 6, 7]], (5, 6), ((), (7,))),
-        ([[5, 6], [5, 6]], (5, 6), ((), ())),
-        ([[5], [6]], (), ((5,), (6,))),
-        ([[], [6]], (), ((), (6,))),
-        ([[5, 6]], (5, 6), ((),)),
-        ([[5, 6], [5, 6, 7], [5, 9]], (5,), ((6,), (6, 7), (9,))),
+        ([[5, 6, 7], [5, 8]], (3, 1), ((), (8,))),
+        ([[5, 6], [5, 6, 7]], (2, 2), ((), (7,))),
+        ([[5, 6, 7], [5, 6]], (3, 2), ((), ())),
+        ([[5, 6], [5, 6]], (2, 2), ((), ())),
+        ([[5], [6]], (1, 0), ((), (6,))),
+        ([[], [6]], (0, 0), ((), (6,))),
+        ([[6], []], (1, 0), ((), ())),
+        ([[5, 6]], (2,), ((),)),
+        ([[5, 6, 7], [5, 6, 8], [9]], (3, 2, 0), ((), (8,), (9,))),
     ],
 )
-def test_the_trunk_is_the_prompt_and_what_all_answers_begin_with(answers, shared, branches) -> None:
+def test_each_answer_leaves_the_first_where_it_differs(answers, depths, branches) -> None:
     tree = plant([1, 2], answers)
-    assert (tree.trunk, tree.prompt_tokens, tree.branches) == ((1, 2, *shared), 2, branches)
+    assert (tree.depths, tree.branches) == (depths, branches)
     assert tree.prompt == (1, 2)
     assert tree.answers == tuple(map(tuple, answers))
-    assert tree.size == len(tree.trunk) + sum(map(len, branches))
+    assert tree.size == 2 + len(answers[0]) + sum(map(len, branches)) == lay([tree]).ids.shape[1]
     assert tree.longest == 2 + max(map(len, answers))
 
 
-def test_a_row_holds_each_answer_at_its_positions_with_its_predictors() -> None:
-    rng = random.Random(0)
+def test_a_third_answer_takes_nothing_from_what_two_share() -> None:
+    shared, mismatched = [5] * 20, [7] * 3
+    pair, with_third = plant([1], [[*shared, 2], [*shared, 3]]), plant([1], [[*shared, 2], [*shared, 3], mismatched])
+    assert with_third.size == pair.size + len(mismatched)
+
+
+@pytest.mark.parametrize("answers", [1, 2, 3])
+def test_a_row_holds_each_answer_at_its_positions_with_its_predictors(answers: int) -> None:
+    rng = random.Random(answers)
     for _ in range(50):
-        trees = [random_tree(rng, answers=3) for _ in range(rng.randint(1, 4))]
+        trees = random_trees(rng, rng.randint(1, 4), answers)
         row = lay(trees)
-        ids, positions = row.ids[0].tolist(), row.position_ids[0].tolist()
+        ids, positions = row.ids[0], row.position_ids[0]
         assert len(ids) == len(positions) == sum(tree.size for tree in trees)
-        scored = iter(zip(row.predictors.tolist(), row.targets.tolist(), strict=True))
-        for tree, lengths in zip(trees, row.scored_lengths.tolist(), strict=True):
-            shared = tree.trunk[tree.prompt_tokens :]
-            assert lengths == [len(shared), *map(len, tree.branches)]
-            for part, first in [(shared, tree.prompt_tokens), *((branch, len(tree.trunk)) for branch in tree.branches)]:
-                for offset, token in enumerate(part):
-                    predictor, target = next(scored)
-                    assert target == token
-                    assert positions[predictor] == first + offset - 1
-                    whole = tree.trunk if first < len(tree.trunk) else (*tree.trunk, *part)
-                    assert ids[predictor] == whole[first + offset - 1]
+        wholes = [(tree.prompt, answer) for tree in trees for answer in tree.answers]
+        scored = iter(row.paths.tolist())
+        assert row.answer_lengths.flatten().tolist() == [len(answer) for _, answer in wholes]
+        for (prompt, answer), path in zip(wholes, row_paths(trees), strict=True):
+            assert ids[path].tolist() == [*prompt, *answer]
+            assert positions[path].tolist() == list(range(len(path)))
+            own = list(itertools.islice(scored, len(answer)))
+            assert row.targets[own].tolist() == list(answer)
+            assert row.predictors[own].tolist() == path[len(prompt) - 1 : -1]
         assert next(scored, None) is None
+
+
+def test_every_scored_token_is_scored_once() -> None:
+    for seed in range(20):
+        trees = random_trees(random.Random(seed), 3, 3)
+        row = lay(trees)
+        assert len(row.targets) == len(row.predictors) == sum(tree.size - len(tree.prompt) for tree in trees)
+        assert set(row.paths.tolist()) == set(range(len(row.targets)))
 
 
 def test_segments_let_each_token_see_exactly_the_tokens_before_it_in_its_answer() -> None:
     rng = random.Random(1)
     for _ in range(50):
-        trees = [random_tree(rng, answers=2) for _ in range(3)]
+        trees = random_trees(rng, 3, 3)
         row = lay(trees)
-        ids, positions = row.ids[0], row.position_ids[0]
-        seen = torch.zeros(len(ids), len(ids), dtype=torch.bool)
+        seen = torch.zeros(row.ids.shape[1], row.ids.shape[1], dtype=torch.bool)
         for segment in row.segments:
             for query in range(segment.start, segment.stop):
                 assert not seen[query].any(), "a query lies in one segment"
                 seen[query, slice(*segment.before)] = True
                 seen[query, segment.start : query + 1] = True
-        start = 0
-        for tree in trees:
-            end = start + len(tree.trunk)
-            for branch in tree.branches:
-                whole = [*range(start, start + len(tree.trunk)), *range(end, end + len(branch))]
-                for depth, query in enumerate(whole):
-                    assert seen[query].nonzero().flatten().tolist() == whole[: depth + 1]
-                    assert positions[query] == depth
-                end += len(branch)
-            start = end
+        assert seen.any(1).all()
+        for path in row_paths(trees):
+            for depth, query in enumerate(path):
+                assert seen[query].nonzero().flatten().tolist() == path[: depth + 1]
 
 
 def test_a_row_moves_to_a_device_whole() -> None:
     row = lay([plant([1], [[2], [3]])]).to("meta")
-    tensors = (row.ids, row.position_ids, row.predictors, row.targets, row.scored_lengths)
+    tensors = (row.ids, row.position_ids, row.predictors, row.targets, row.paths, row.answer_lengths)
     assert all(tensor.device.type == "meta" for tensor in tensors)
 
 
 def test_a_prompt_without_tokens_is_an_error_of_ours() -> None:
     with pytest.raises(AssertionError, match="prompt"):
         plant([], [[1], [2]])
+
+
+def test_trees_of_one_row_have_equally_many_answers() -> None:
+    with pytest.raises(AssertionError, match="equally many"):
+        lay([plant([1], [[2]]), plant([1], [[2], [3]])])

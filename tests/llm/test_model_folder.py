@@ -94,7 +94,7 @@ def _change(name: str, **values: object) -> Callable[[Path], None]:
     [
         (_remove("config.json"), "no config.json"),
         (_one_level_up, "did you mean .*checkpoint-9"),
-        (_adapter, "merge"),
+        (_adapter, "base_model_name_or_path is missing"),
         (_remove("model.safetensors"), "no weights"),
         (_only_pickle, "pytorch_model.bin.*safetensors"),
         (_without_a_weight, "layers.1.mlp.up_proj.weight"),

@@ -117,7 +117,7 @@ def test_a_warm_up_longer_than_the_run_is_named(model: Path, tmp_path: Path) -> 
     [
         (
             {"objective": {"name": "apo_zero"}},
-            " or ".join([", ".join(map(repr, get_args(ObjectiveName)[:-1])), "'sft'"]),
+            ", ".join(map(repr, get_args(ObjectiveName))) + " or 'my_package.my_module:my_loss'",
         ),
         ({"objective": {"beta": 0}}, "greater than 0"),
         ({"optimizer": {"lr": float("inf")}}, "finite number"),

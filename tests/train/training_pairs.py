@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from anchored.progress import Progress, Silent
-from anchored.records import Answer, Pair, user_prompt
+from anchored.records import Answer, LabelledAnswer, Pair, TrainingRow, user_prompt
 from anchored.runs import Run
 from anchored.train.settings import TrainSettings
-from anchored.train.stage import TrainSummary, train
+from anchored.train.stage import TrainInputs, TrainSummary, train
 
 VARYING = ("pairs_per_second", "tokens_per_second")
 """What a line of metrics says of the machine, not of the run."""
@@ -23,6 +24,15 @@ def make_pairs(count: int, seed: int = 0) -> list[Pair]:
     """Sums with a right answer and one that errs in its last step."""
     random = Random(seed)
     return [_pair(random.randint(100, 999), random.randint(100, 999), random.randint(1, 9)) for _ in range(count)]
+
+
+def make_answers(count: int, seed: int = 0) -> list[LabelledAnswer]:
+    """The same sums as single answers: of each prompt the right one, the wrong one or, every third, both."""
+    rows = []
+    for place, pair in enumerate(make_pairs(count, seed)):
+        both = (LabelledAnswer(pair.prompt, pair.chosen, True), LabelledAnswer(pair.prompt, pair.rejected, False))
+        rows += both if place % 3 == 2 else both[place % 3 : place % 3 + 1]
+    return rows
 
 
 def make_settings(**changes: Any) -> TrainSettings:
@@ -41,12 +51,12 @@ def trained(
     folder: Path,
     model: Path,
     settings: TrainSettings,
-    pairs: list[Pair],
-    held_out: list[Pair] | None = None,
+    rows: Sequence[TrainingRow],
+    held_out: Sequence[TrainingRow] = (),
     progress: Progress | None = None,
 ) -> TrainSummary:
     """Run the stage in `folder`."""
-    return train(Run(folder), settings, model, pairs, held_out or [], progress or Silent())
+    return train(Run(folder), settings, TrainInputs(model, rows, held_out), progress or Silent())
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,175 @@
+"""The output layer: logps of chosen tokens from hidden states, without ever holding all logits.
+
+In: hidden states, the tokens that follow them, and what a model's forward does between its states and its logits. Out:
+one logp per state. Which types of models are known well enough for that is said here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+_TILE_BYTES = {False: 2**24, True: 2**30}
+"""Logits computed at a time, by whether on CUDA: on CPU what its caches like, on CUDA what keeps the products large."""
+
+_KEPT_BYTES = 2**27
+"""Logits of a row that are kept for the backward pass rather than computed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shaping:
+    """What becomes of the output layer's numbers: scaled, then capped to softcap * tanh(logits / softcap)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Logits are shaping(states @ weight.T + bias)."""
+
+    weight: Float[Tensor, "vocab dim"]
+    bias: Float[Tensor, " vocab"] | None
+    shaping: Shaping
+
+
+_SHAPINGS: Mapping[str, Callable[[Any], Shaping]] = {
+    "cohere": lambda config: Shaping(scale=config.logit_scale),
+    "cohere2": lambda config: Shaping(scale=config.logit_scale),
+    "gemma2": lambda config: Shaping(softcap=config.final_logit_softcapping),
+    "gemma3": lambda config: Shaping(),
+    "gemma3_text": lambda config: Shaping(softcap=config.final_logit_softcapping),
+    "gpt_neox": lambda config: Shaping(),
+    "gpt_oss": lambda config: Shaping(),
+    "granite": lambda config: Shaping(scale=1 / config.logits_scaling),
+    "llama": lambda config: Shaping(),
+    "mistral": lambda config: Shaping(),
+    "mixtral": lambda config: Shaping(),
+    "olmo2": lambda config: Shaping(),
+    "phi": lambda config: Shaping(),
+    "phi3": lambda config: Shaping(),
+    "qwen2": lambda config: Shaping(),
+    "qwen3": lambda config: Shaping(),
+    "qwen3_moe": lambda config: Shaping(),
+}
+"""Model types tested to take tree rows and to score as their own forward does, by what that does with their logits."""
+
+
+def is_known(config: PreTrainedConfig) -> bool:
+    """Whether models of this type were tested against their own forward, in rows and at the head."""
+    return config.model_type in _SHAPINGS
+
+
+def find_head(model: PreTrainedModel) -> Head | None:
+    """The model's head; None where its own forward must make the logits: unknown types, adapters on the layer."""
+    layer = model.get_output_embeddings()
+    if not is_known(model.config) or type(layer) is not nn.Linear:
+        return None
+    return Head(layer.weight, layer.bias, _SHAPINGS[model.config.model_type](model.config))
+
+
+def target_logps(
+    head: Head, states: Float[Tensor, "scored dim"], targets: Int[Tensor, " scored"]
+) -> Float[Tensor, " scored"]:
+    """log softmax of the logits at the targets, in float32 at least."""
+    leaves = (states, head.weight, head.bias)
+    if not torch.is_grad_enabled():
+        # a function's forward cannot tell by itself that no backward will come
+        leaves = tuple(None if leaf is None else leaf.detach() for leaf in leaves)
+    return _TiledLogps.apply(*leaves, targets, head.shaping)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Logits are rounded to their model's precision before they come here; what follows need not be."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _TiledLogps(torch.autograd.Function):
+    """`target_logps`, one tile of states at a time.
+
+    Up to `_KEPT_BYTES` of logits are kept for the backward pass; more are computed again there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Float[Tensor, "scored dim"],
+        weight: Float[Tensor, "vocab dim"],
+        bias: Float[Tensor, " vocab"] | None,
+        targets: Int[Tensor, " scored"],
+        shaping: Shaping,
+    ) -> Float[Tensor, " scored"]:
+        rows = max(1, _TILE_BYTES[states.is_cuda] // (4 * weight.shape[0]))
+        keep = 4 * weight.shape[0] * len(states) <= _KEPT_BYTES and any(ctx.needs_input_grad)
+        logps, norms, kept = [], [], []
+        for tile, target in zip(states.split(rows), targets.split(rows), strict=True):
+            logits = _logits(tile, weight, bias, shaping)
+            norms.append(logits.logsumexp(-1, keepdim=True))
+            logps.append((logits.gather(-1, target[:, None]) - norms[-1]).squeeze(-1))
+            if keep:
+                kept.append(logits)
+        ctx.save_for_backward(states, weight, bias, targets, torch.cat(norms), *kept)
+        ctx.rows, ctx.shaping = rows, shaping
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, " scored"]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        states, weight, bias, targets, norms, *kept = ctx.saved_tensors
+        needs_states, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        # sums over tiles in 16 bit would lose digits
+        grad_states = torch.empty_like(states) if needs_states else None
+        grad_weight = torch.zeros_like(weight, dtype=norms.dtype) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=norms.dtype) if needs_bias else None
+        for index, start in enumerate(range(0, len(states), ctx.rows)):
+            tile = slice(start, start + ctx.rows)
+            logits = kept[index] if kept else _logits(states[tile], weight, bias, ctx.shaping)
+            exact = _logit_gradient(logits, norms[tile], targets[tile, None], grad[tile, None], ctx.shaping)
+            error = exact.to(weight.dtype)
+            if grad_states is not None:
+                torch.mm(error, weight, out=grad_states[tile])
+            if grad_weight is not None:
+                _add_product(grad_weight, error.T, states[tile])
+            if grad_bias is not None:
+                grad_bias += exact.sum(0)
+        return grad_states, _as(grad_weight, weight), _as(grad_bias, bias), None, None
+
+
+def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, shaping: Shaping) -> Float[Tensor, "rows vocab"]:
+    logits = at_least_fp32(nn.functional.linear(states, weight, bias))
+    if shaping.scale != 1:
+        logits.mul_(shaping.scale)
+    if shaping.softcap is not None:
+        logits.div_(shaping.softcap).tanh_().mul_(shaping.softcap)
+    return logits
+
+
+def _logit_gradient(
+    logits: Float[Tensor, "rows vocab"],
+    norms: Float[Tensor, "rows 1"],
+    targets: Int[Tensor, "rows 1"],
+    grad: Float[Tensor, "rows 1"],
+    shaping: Shaping,
+) -> Float[Tensor, "rows vocab"]:
+    """The gradient of the unshaped logits, in the memory of the shaped ones."""
+    grad = grad * shaping.scale
+    slope = None if shaping.softcap is None else 1 - (logits / shaping.softcap).square_()
+    # d logp / d logits = onehot - softmax
+    error = logits.sub_(norms).exp_().mul_(-grad).scatter_add_(1, targets, grad)
+    return error if slope is None else error.mul_(slope)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _as(total: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return None if total is None or parameter is None else total.to(parameter.dtype)

@@ -1,0 +1,36 @@
+"""The import of an objective that the package does not have, by `package.module:name`; needs no torch itself."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from anchored.errors import RecipeError
+from anchored.runs import one_line
+
+
+def import_attribute(path: str) -> object:
+    """What `path` names; modules are looked for among the installed packages, then in the current folder."""
+    module_name, _, attribute = path.partition(":")
+    if os.getcwd() not in sys.path:
+        # for good, since the module may import its neighbours late; last, so that it hides nothing installed
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise RecipeError(f"train.objective.name is {path!r}, but {_why(error, module_name)}") from error
+    if not hasattr(module, attribute):
+        where = getattr(module, "__file__", None) or module_name
+        raise RecipeError(f"train.objective.name is {path!r}, but {where} has no {attribute!r}; look at its spelling")
+    return getattr(module, attribute)
+
+
+def _why(error: Exception, module_name: str) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and (module_name == missing or module_name.startswith(f"{missing}.")):
+        return (
+            f"there is no module {missing!r}; it has to be an installed package or lie in the current folder "
+            f"({os.getcwd()})"
+        )
+    return f"importing {module_name} fails: {type(error).__name__}: {one_line(error)}"
