@@ -149,11 +149,11 @@ def written_aside(path: Path) -> Iterator[Path]:
     _remove(aside)
     yield aside
     for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
-        _sync(file)
+        sync(file)
     if path.is_dir():
         _remove(path)
     os.replace(aside, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -177,7 +177,8 @@ def _ends_line(handle: IO[bytes]) -> bool:
     return handle.read(1) == b"\n"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What was written to a file or a folder is on the disk, whatever happens to the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

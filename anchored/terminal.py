@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from anchored.report.tables import Table
 
@@ -31,7 +32,7 @@ class Terminal:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars = Bars(
+        self._bars = _BarsAndFacts(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -39,7 +40,6 @@ class Terminal:
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[facts]}"),
             console=console,
             disable=not console.is_terminal,
         )
@@ -61,11 +61,11 @@ class Terminal:
         state.done += by
         if facts:
             state.facts = "  ".join(f"{name} {_short(value)}" for name, value in facts.items())
-        self._bars.update(state.bar, advance=by, facts=escape(state.facts))
+        self._bars.update(state.bar, advance=by, facts=state.facts)
         now = time.monotonic()
         if not self._console.is_terminal and now - state.logged > _SECONDS_BETWEEN_LOG_LINES:
             state.logged = now
-            self._line(task, state)
+            self._line(task, state, state.left(now))
 
     def finish(self, task: str) -> None:
         state = self._tasks.pop(task)
@@ -75,10 +75,11 @@ class Terminal:
     def note(self, text: str) -> None:
         self._console.print(escape(text), highlight=False)
 
-    def _line(self, task: str, state: _Task) -> None:
+    def _line(self, task: str, state: _Task, left: float | None = None) -> None:
         of = f"/{state.total}" if state.total is not None else ""
         seconds = time.monotonic() - state.began
-        self.note(f"  {task}: {state.done}{of} in {seconds:.0f} s  {state.facts}".rstrip())
+        to_go = f", {left:.0f} s left" if left is not None else ""
+        self.note(f"  {task}: {state.done}{of} in {seconds:.0f} s{to_go}  {state.facts}".rstrip())
 
 
 def print_table(console: Console, table: Table) -> None:
@@ -128,12 +129,31 @@ def _rich_table(table: Table, columns: Sequence[int], widths: Sequence[int] | No
     return shown
 
 
+class _BarsAndFacts(Bars):
+    """A line for each task's bar, and one below for what is known of it: together they pass 80 columns."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields["facts"]:
+                yield Text(f"  {task.fields['facts']}", no_wrap=True, overflow="ellipsis")
+
+
 class _Task:
     def __init__(self, bar: TaskID, total: int | None, done: int) -> None:
         self.bar, self.total, self.done = bar, total, done
         self.facts = ""
         self.began = self.logged = time.monotonic()
+        self._first = done
+
+    def left(self, now: float) -> float | None:
+        """Seconds to go at the pace so far."""
+        if self.total is None or self.done == self._first:
+            return None
+        return (now - self.began) / (self.done - self._first) * (self.total - self.done)
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -47,3 +48,28 @@ def test_in_a_log_a_task_leaves_one_line_without_control_codes() -> None:
         progress.note("[1] is no markup")
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "  train: 3/3 in 0 s  loss 0.5\n[1] is no markup\n"
+
+
+def test_in_a_long_log_lines_tell_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anchored.terminal._SECONDS_BETWEEN_LOG_LINES", -1.0)
+    console = Console(file=io.StringIO(), width=120)
+    with Terminal(console) as progress:
+        progress.start("train", total=12, done=6)
+        time.sleep(0.6)
+        progress.advance("train", **{"loss": 0.5, "pairs/s": 8.213, "tokens/s": 12345.6})
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "  train: 7/12 in 1 s, 3 s left  loss 0.5  pairs/s 8.21  tokens/s 12,346\n"
+
+
+def test_on_a_screen_of_80_columns_all_of_training_is_seen() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with Terminal(console) as progress:
+        progress.start("train", total=12_345, done=1_000)
+        progress.advance("train", **{"loss": 0.91234, "margin": -0.1234, "pairs/s": 8.213, "tokens/s": 12345.6})
+        progress._bars.refresh()
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "1001/12345" in shown
+    assert "eta" in shown
+    assert "loss 0.912  margin -0.123  pairs/s 8.21  tokens/s 12,346" in shown
+    assert "…" not in shown

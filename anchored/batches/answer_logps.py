@@ -29,11 +29,14 @@ _takes_trees: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _takes_no_trees: WeakSet[nn.Module] = WeakSet()
 
 
-def answer_logps(model: PreTrainedModel, trees: Sequence[Tree], device: torch.device) -> Float[Tensor, "trees answers"]:
+def answer_logps(
+    model: PreTrainedModel, trees: Sequence[Tree], device: torch.device, *, fallback: bool = True
+) -> Float[Tensor, "trees answers"]:
     """Summed logps of every answer, all trees as one row.
 
     Sets the model's attention to one that takes rows for good, because a backward pass may compute layers again; calls
-    without a row are not affected. A model that cannot take rows falls back to `answer_logps_plain`, and says so once.
+    without a row are not affected. A model that cannot take rows falls back to `answer_logps_plain`, and says so once;
+    without `fallback`, that is an error.
     """
     if model in _takes_no_trees:
         return answer_logps_plain(model, trees, device)
@@ -46,6 +49,8 @@ def answer_logps(model: PreTrainedModel, trees: Sequence[Tree], device: torch.de
             _compare(model, trees, device)
         return _row_logps(model, trees, device)
     except TreeUnsupportedError as reason:
+        if not fallback:
+            raise
         model.set_attn_implementation(usual or "eager")
         _takes_trees.pop(model, None)
         _takes_no_trees.add(model)

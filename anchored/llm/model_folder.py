@@ -46,7 +46,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model in `source`, in eval mode; dtype `auto` is the one that its weights are stored in.
 
-    An adapter comes on its base model, in float32.
+    An adapter comes on its base model, in float32. On the device `meta` it is the model's shape alone, without weights.
     """
     from transformers import AutoModelForCausalLM
 
@@ -54,6 +54,8 @@ def load_model(
     if is_adapter(folder):
         base = load_model(base_folder(folder), dtype=dtype, device=device, attn_implementation=attn_implementation)
         return _with_adapter(base, folder)
+    if str(device) == "meta":
+        return _shape(folder, dtype)
     try:
         with _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -182,6 +184,30 @@ def model_folder(source: str | Path) -> Path:
             )
         raise ModelError(f"{source}: no weights (model.safetensors); copy them there, or save the model again")
     return folder
+
+
+def weight_shapes(source: str | Path) -> list[tuple[int, ...]]:
+    """The shapes of all weights in the files of `source`, which are not loaded for it."""
+    from safetensors import safe_open
+
+    shapes = []
+    for file in _weight_files(model_folder(source)):
+        with safe_open(file, "pt") as weights:
+            shapes += [tuple(weights.get_slice(name).get_shape()) for name in weights.keys()]  # noqa: SIM118
+    return shapes
+
+
+def _shape(folder: Path, dtype: str | torch.dtype) -> PreTrainedModel:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        kind = (config.dtype or torch.float32) if dtype == "auto" else dtype
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=kind).eval()
+    except Exception as error:  # transformers and a broken config raise many kinds
+        raise ModelError(f"{folder}: config.json describes no known model: {one_line(error)}") from error
 
 
 def _with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -108,6 +108,9 @@ def _refresh(training: Training, journal: Journal) -> str:
     return reference.name
 
 
+_SHOWN = {"loss": "loss", "reward_margin": "margin", "pairs_per_second": "pairs/s", "tokens_per_second": "tokens/s"}
+"""What progress shows of a line of metrics, and what it is called there."""
+
+
 def _shown(line: Mapping[str, Any]) -> dict[str, float]:
-    names = ("loss", "reward_margin", "pairs_per_second", "tokens_per_second")
-    return {name: line[name] for name in names if name in line}
+    return {shown: line[name] for name, shown in _SHOWN.items() if name in line}

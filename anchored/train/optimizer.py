@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from anchored.train.settings import OptimizerSettings
+from anchored.train.sharding import whole
 
 
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -32,6 +33,7 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | N
     """Scale the gradients down to `max_norm` if they exceed it; returns their norm before, still on the device."""
     parameters = list(parameters)
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = whole(norm)
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

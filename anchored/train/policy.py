@@ -9,8 +9,8 @@ adapters (`lora`) these are the weights, in float32 in any case, and the model's
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -28,7 +29,9 @@ from anchored.batches.tree import Tree
 from anchored.errors import TrainError
 from anchored.llm.model_folder import fingerprint, is_adapter, load_model, load_tokenizer, model_folder
 from anchored.train.lora import adapters_off, add_adapter, merged, quantization
+from anchored.train.ranks import Ranks
 from anchored.train.settings import LoraSettings, TrainSettings
+from anchored.train.sharding import Sharded, divides, shard, whole
 
 # measured: small rows are the fastest on a CPU
 _TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 8192}
@@ -55,6 +58,13 @@ class Policy:
     """How adapters are trained; None: the model's own weights are."""
     tokens_per_batch: int
     """Tokens that go through the model at once."""
+    sharded: Sharded | None = None
+    """Scores trees where each rank holds a part of the weights; None: this process has them all."""
+
+    @property
+    def gradients_summed(self) -> bool:
+        """Whether backward passes leave gradients that are the sum over all ranks already."""
+        return self.sharded is not None and self.lora is None
 
     @property
     def context(self) -> int | None:
@@ -63,7 +73,7 @@ class Policy:
 
     def logps(self, trees: Sequence[Tree]) -> Float[Tensor, "trees answers"]:
         """The answers' log-probabilities under the model as it is now."""
-        return answer_logps(self.model, trees, self.device)
+        return self.sharded(trees) if self.sharded else answer_logps(self.model, trees, self.device)
 
     def as_started(self) -> AbstractContextManager[None]:
         """While the block lasts, the model that training starts from, whatever was trained since: adapters off."""
@@ -74,7 +84,7 @@ class Policy:
         content = hashlib.sha256()
         for name, weight in self.weights.items():
             content.update(name.encode())
-            content.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            content.update(whole(weight.detach()).cpu().contiguous().view(torch.uint8).numpy().data)
         return content.hexdigest()
 
     @torch.no_grad()
@@ -84,44 +94,54 @@ class Policy:
             if parameter is not (weight := self.weights.get(name, parameter)):
                 parameter.copy_(weight)
 
-    @contextmanager
-    def as_saved(self) -> Iterator[PreTrainedModel]:
+    def as_saved(self, ranks: Ranks) -> PreTrainedModel | None:
         """What a checkpoint holds, as `save_pretrained` writes it: the adapters, or the whole model on the CPU.
 
-        The whole model has its weights in the precision they came in.
+        The whole model has its weights in the precision they came in. Every rank must ask; the first one gets it.
         """
+        if self.lora and not self.lora.merge:
+            return self.model if ranks.first else None
         if self.lora:
             config = self.model.peft_config["default"]
-            yield merged(self.source, self.weights, config, self.saved_dtypes) if self.lora.merge else self.model
-            return
-        parameters = dict(self.model.named_parameters())
-        running = {name: parameter.data for name, parameter in parameters.items()}
-        try:
-            for name, parameter in parameters.items():
-                parameter.data = self.weights[name].data.to("cpu", self.saved_dtypes[name])
-            yield self.model
-        finally:
-            for name, parameter in parameters.items():
-                parameter.data = running[name]
+            return merged(self.source, self.weights, config, self.saved_dtypes) if ranks.first else None
+        saved = {}
+        for name, weight in self.weights.items():
+            gathered = whole(weight.detach())
+            if ranks.first:
+                saved[name] = gathered.to("cpu", self.saved_dtypes[name])
+        return _with_weights(self.model, saved) if ranks.first else None
 
 
-def load_policy(model: str | Path, settings: TrainSettings) -> Policy:
+def load_policy(model: str | Path, settings: TrainSettings, ranks: Ranks = Ranks()) -> Policy:  # noqa: B008
     """Load a Hugging Face folder or Hub id for training."""
     if is_adapter(model_folder(model)):
         raise TrainError(
             f"{model}: an adapter, and training starts from whole models; train it with train.lora.merge: true, or "
             "merge it (peft: merge_and_unload) and save"
         )
-    device, lora = _device(settings.device), settings.lora
-    loaded = load_model(model, device=device, quantization=quantization(lora, device))
+    device = find_device(settings.device)
+    if divides(model, settings, device.type, ranks):
+        mesh = init_device_mesh(device.type, (ranks.count,))
+        # one rank of a machine after another, so that it never holds more than one whole copy
+        return ranks.in_turn(lambda: _load(model, settings, device, mesh))
+    return _load(model, settings, device, mesh=None)
+
+
+def _load(model: str | Path, settings: TrainSettings, device: torch.device, mesh: DeviceMesh | None) -> Policy:
+    """A whole policy, or this rank's part of it on `mesh`."""
+    lora = settings.lora
+    loaded = load_model(model, device="cpu" if mesh else device, quantization=quantization(lora, device))
     saved_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
     precision = _precision(settings.precision, device, set(saved_dtypes.values()))
-    if lora is None:
-        weights = _float32_weights(loaded.requires_grad_(True), precision)
-    else:
+    if lora:
         weights = _adapter_weights(loaded, model, precision, settings, lora)
+    elif mesh is None:
+        weights = _float32_weights(loaded.requires_grad_(True), precision)
     if settings.gradient_checkpointing:
         recompute_layers(loaded)
+    sharded = shard(loaded, settings, precision, mesh) if mesh else None
+    if sharded:
+        weights = {name: parameter for name, parameter in loaded.named_parameters() if parameter.requires_grad}
     return Policy(
         model=loaded,
         source=model,
@@ -134,6 +154,7 @@ def load_policy(model: str | Path, settings: TrainSettings) -> Policy:
         saved_dtypes=saved_dtypes,
         lora=lora,
         tokens_per_batch=settings.tokens_per_batch or _TOKENS_PER_BATCH[device.type],
+        sharded=sharded,
     )
 
 
@@ -156,6 +177,18 @@ def recompute_layers(model: PreTrainedModel) -> None:
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         # a layer asks whether it is being trained; what is inside it, where dropout is, stays in eval mode
         layer.training = True
+
+
+def _with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A model like `model`, on the CPU, with these weights."""
+    with torch.device("meta"):
+        like: PreTrainedModel = type(model)(model.config)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {name: value for name, value in model.state_dict().items() if name not in parameters}
+    like.load_state_dict({**buffers, **weights}, strict=False, assign=True)
+    like.tie_weights()
+    like.generation_config = model.generation_config
+    return like
 
 
 def _adapter_weights(
@@ -194,7 +227,8 @@ def _behind(parameter: nn.Parameter, exact: Tensor) -> nn.Parameter:
     return weight
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device that `train.device` means here."""
     if name == "cuda" and not torch.cuda.is_available():
         raise TrainError("train.device is 'cuda', but PyTorch sees no GPU here; set train.device to 'cpu' or 'auto'")
     if name == "auto":

@@ -121,7 +121,7 @@ def joined(ranks: Ranks, device: str, store: dist.Store | None = None) -> Iterat
         dist.destroy_process_group()
 
 
-def lost_contact(error: Exception) -> bool:
+def lost_contact(error: BaseException) -> bool:
     """Whether an error only says that another process is gone."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 

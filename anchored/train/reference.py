@@ -2,7 +2,8 @@
 
 In: the policy before its first step, and examples. Out: one value per answer, kept in `reference.sqlite`. Its key is
 the model's fingerprint, the precision of the forward pass and the token ids of prompt and answer, so the file holds for
-other runs too. Values are stored batch by batch: a killed pass goes on where it was, with the same values.
+other runs too. Ranks compute a batch each at a time and the first stores them: a killed pass goes on where it was, and
+the values are the same whatever the number of ranks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,25 +44,30 @@ def reference_logps(
     `name` is the model's, if it is not the one that the policy started from.
     """
     name = name or start_name(policy)
-    with _open(path, name) as store:
-        logps = store.get({key for example in examples for key in example.keys})
+    with _open(path, name) if ranks.first else nullcontext() as store:
+        logps = ranks.once(lambda: _stored(store, examples))
         found_before = len(logps)
         plan = _plan(examples, logps.keys(), policy.tokens_per_batch)
         progress.start("reference", total=sum(map(len, plan)))
-        for batch in plan:
-            values = _compute(policy, batch)
-            new = {key: value for key, value in values.items() if key not in logps}
-            store.put(new)
+        for start in range(0, len(plan), ranks.count):
+            together = plan[start : start + ranks.count]
+            # sharded weights are gathered by all ranks at once: one without a batch joins in with another's
+            mine = together[ranks.rank % len(together)]
+            new: dict[bytes, float] = {}
+            for values in ranks.gather([_compute(policy, mine)])[: len(together)]:
+                new = {key: value for key, value in values.items() if key not in logps} | new
+            if store:
+                store.put(new)
             logps.update(new)
-            progress.advance("reference", len(batch))
+            progress.advance("reference", sum(map(len, together)))
         progress.finish("reference")
     return Reference(logps, name, computed=len(logps) - found_before)
 
 
-def known_reference(name: str, examples: Sequence[Example], path: Path) -> Reference:
+def known_reference(name: str, examples: Sequence[Example], path: Path, ranks: Ranks) -> Reference:
     """The logps of a reference that is no model at hand any more: an earlier state of a policy that trained on."""
-    with _open(path, name) as store:
-        logps = store.get({key for example in examples for key in example.keys})
+    with _open(path, name) if ranks.first else nullcontext() as store:
+        logps = ranks.once(lambda: _stored(store, examples))
     missing = sum(key not in logps for example in examples for key in example.keys)
     if missing:
         raise TrainError(
@@ -74,6 +80,11 @@ def known_reference(name: str, examples: Sequence[Example], path: Path) -> Refer
 def start_name(policy: Policy) -> str:
     """The name of the model that the policy started from."""
     return f"{policy.fingerprint} {policy.precision}"
+
+
+def _stored(store: _Store | None, examples: Sequence[Example]) -> dict[bytes, float]:
+    assert store is not None, "the first rank's"
+    return store.get({key for example in examples for key in example.keys})
 
 
 def _plan(examples: Sequence[Example], known: Iterable[bytes], tokens_per_batch: int) -> list[list[Example]]:

@@ -91,6 +91,13 @@ class TrainSettings(Settings):
     run folder, unless MLFLOW_TRACKING_URI says otherwise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: a GPU if there is one."""
+    ranks: int | None = Field(default=None, ge=1)
+    """Processes of this machine that share each step; null: one per GPU, or one on a CPU. Under torchrun its own."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How ranks share the model: ddp, each has it whole; fsdp, each has a part; auto: fsdp where the weights with their
+    gradients and optimizer state do not fit a device."""
+    offload: bool = False
+    """Keep weights, gradients and optimizer state in the machine's memory, with fsdp; needs a GPU to save anything."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; null is PyTorch's choice (one per core), 1 is better on a busy machine."""
 
@@ -104,6 +111,9 @@ class TrainSettings(Settings):
             "trackers",
             "device",
             "threads",
+            "ranks",
+            "parallel",
+            "offload",
         }
     )
 
@@ -114,4 +124,15 @@ class TrainSettings(Settings):
                 "keep_best compares held-out losses, which mean something else after each refresh of the reference; "
                 "leave keep_best or refresh_reference_epochs out"
             )
+        return self
+
+    @property
+    def sharded(self) -> bool:
+        """Whether fsdp is asked for; without, it may still be chosen."""
+        return self.parallel == "fsdp" or self.offload
+
+    @model_validator(mode="after")
+    def _check_offload(self) -> TrainSettings:
+        if self.offload and self.parallel == "ddp":
+            raise ValueError("offload is fsdp's; set parallel to fsdp or auto, or offload to false")
         return self

@@ -7,23 +7,27 @@ policy's precision, and each backward pass leaves every rank its part of the sum
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed import init_device_mesh
+from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from anchored.batches.answer_logps import answer_logps
+from anchored.batches.attention import TreeUnsupportedError
 from anchored.batches.head import is_known
 from anchored.batches.tree import Tree
 from anchored.errors import TrainError
+from anchored.llm.model_folder import weight_shapes
 from anchored.train.ranks import Ranks
 from anchored.train.settings import TrainSettings
 
@@ -41,25 +45,44 @@ class Sharded(nn.Module):
 
     def forward(self, trees: Sequence[Tree]) -> Float[Tensor, "trees answers"]:
         """The answers' logps. Every rank must call this equally often, whatever its trees."""
-        return answer_logps(self.model, trees, self._device, fallback=False)
+        try:
+            return answer_logps(self.model, trees, self._device, fallback=False)
+        except TreeUnsupportedError as reason:
+            raise _no_rows(self.model, str(reason)) from None
+
+
+def divides(model: str | Path, settings: TrainSettings, device: str, ranks: Ranks) -> bool:
+    """Whether the settings, or what a device can hold, ask for weights to be shared out."""
+    if settings.sharded or settings.parallel == "ddp" or ranks.count == 1:
+        return settings.sharded
+    return _bytes_of_state(model, settings) > _ROOM * _memory(device, ranks)
 
 
 def shard(
-    load: Callable[[], PreTrainedModel], settings: TrainSettings, precision: torch.dtype, ranks: Ranks, device: str
+    model: PreTrainedModel, settings: TrainSettings, precision: torch.dtype, mesh: DeviceMesh
 ) -> Sharded:
-    """Load a model onto the CPU and keep this rank's part of it, on `device` unless it is offloaded.
+    """Keep this rank's part of `model`, which lies on the CPU, on the mesh's device or on the CPU as the settings say.
 
-    One rank of a machine after another, so that a machine never holds more than one whole copy, in the precision that
-    the model is saved in.
+    Adapters stay whole, and their gradients are the caller's to sum. Nothing goes between ranks here.
     """
-    mesh = init_device_mesh(device, (ranks.count,))
-    offload = CPUOffloadPolicy(pin_memory=device == "cuda") if settings.offload else OffloadPolicy()
+    device = torch.device(mesh.device_type)
+    _check(model, settings)
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32),
-        "offload_policy": offload,
+        "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if settings.offload else OffloadPolicy(),
+        "ignored_params": set[nn.Parameter](),
     }
-    return ranks.in_turn(lambda: _shard(load(), options, torch.device(device)))
+    if settings.lora:
+        options["ignored_params"] = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    module = Sharded(model, device)
+    for layer in (found for found in model.modules() if isinstance(found, GradientCheckpointingLayer)):
+        _divide(layer, options)
+    # embeddings, last norm and head are used together at a row's two ends: they stay gathered in between
+    _divide(module, {**options, "reshard_after_forward": False})
+    for tensor in (*options["ignored_params"], *model.buffers()):
+        tensor.data = tensor.data.to(device)
+    return module
 
 
 def whole(weight: Tensor) -> Tensor:
@@ -85,55 +108,40 @@ def is_sharded(weight: Tensor) -> bool:
     return isinstance(weight, DTensor)
 
 
-def state_fits(parameters: int, settings: TrainSettings, device: str, ranks: Ranks) -> bool:
-    """Whether a rank's device holds float32 weights, gradients and optimizer state of all parameters.
-
-    4 bytes each for weight, gradient and every moment (RMSprop has one, AdamW two), 2 for the rounded copy.
-    """
-    moments = 1 if settings.optimizer.name == "rmsprop" else 2
-    return parameters * (10 + 4 * moments) < _ROOM * _memory(device, ranks)
-
-
-def check_shardable(model: PreTrainedModel) -> None:
-    """Raise for a model whose ranks could not be kept in step."""
-    if not is_known(model.config):
-        raise TrainError(
-            f"train.parallel: {type(model).__name__} is of a type whose tree rows were never tested, and without them "
-            "each rank would gather its parts at other times; set it to ddp"
-        )
-
-
-def _shard(model: PreTrainedModel, options: dict[str, Any], device: torch.device) -> Sharded:
-    check_shardable(model)
-    module = Sharded(model, device)
-    for layer in (found for found in model.modules() if isinstance(found, GradientCheckpointingLayer)):
-        _divide(layer, options)
-    # embeddings, last norm and head are used together at a row's two ends: they stay gathered in between
-    _divide(module, options, reshard_after_forward=False)
-    model.to(device) if not _offloads(options) else _move_buffers(model, device)
-    return module
-
-
-def _divide(module: nn.Module, options: dict[str, Any], **more: Any) -> None:
-    frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
-    ignored = {parameter for parameter in module.parameters() if parameter.requires_grad} if frozen else set()
+def _divide(module: nn.Module, options: dict[str, Any]) -> None:
     for parameter in module.parameters():
-        # what a layer shared out before is done
+        # what is trained is float32; a layer's own parameters are divided by now
         if parameter.requires_grad and not isinstance(parameter, DTensor):
             parameter.data = parameter.data.float()
-    divided = fully_shard(module, ignored_params=ignored, **options, **more)
-    # the loss is divided by the step's pairs already, so gradients add up; only sums, as gloo has nothing else
+    divided = fully_shard(module, **options)
+    # the loss is divided by the step's pairs already, so gradients add up; by sums alone, as gloo knows no other way
     divided.set_gradient_divide_factor(1.0)
     divided.set_force_sum_reduction_for_comms(True)
 
 
-def _offloads(options: dict[str, Any]) -> bool:
-    return isinstance(options["offload_policy"], CPUOffloadPolicy)
+def _check(model: PreTrainedModel, settings: TrainSettings) -> None:
+    if not is_known(model.config):
+        raise _no_rows(model, "its type was never tested")
+    if settings.lora and settings.lora.quantize:
+        raise TrainError("train.parallel: 4-bit weights cannot be shared out; set it to ddp, or lora.quantize to null")
 
 
-def _move_buffers(model: nn.Module, device: torch.device) -> None:
-    for buffer in model.buffers():
-        buffer.data = buffer.data.to(device)
+def _no_rows(model: PreTrainedModel, reason: str) -> TrainError:
+    return TrainError(
+        f"train.parallel: {type(model).__name__} takes no tree rows ({reason}), and without them each rank would gather "
+        "the weights at other times; set it to ddp"
+    )
+
+
+def _bytes_of_state(model: str | Path, settings: TrainSettings) -> int:
+    """What a rank holds that holds everything.
+
+    4 bytes each for weight, gradient and every moment (RMSprop has one, AdamW two) and 2 for the rounded copy, for each
+    parameter; with adapters, little more than the 2.
+    """
+    parameters = sum(math.prod(shape) for shape in weight_shapes(model))
+    moments = 1 if settings.optimizer.name == "rmsprop" else 2
+    return parameters * (2 if settings.lora else 10 + 4 * moments)
 
 
 def _memory(device: str, ranks: Ranks) -> int:

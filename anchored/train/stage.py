@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,16 @@ from anchored.train.checkpoint import (
     ResumePoint,
     checkpoint_name,
     drop_checkpoints_after,
+    forget_resume_points,
     load_resume_point,
-    resume_file,
 )
 from anchored.train.examples import Example, Examples, prepare, with_mismatched
+from anchored.train.launch import run_ranks
 from anchored.train.loop import Journal, find_best_epoch, run_steps
 from anchored.train.model_card import CardFacts
 from anchored.train.optimizer import build_optimizer
-from anchored.train.policy import Policy, load_policy
-from anchored.train.ranks import Ranks
+from anchored.train.policy import Policy, find_device, load_policy
+from anchored.train.ranks import Ranks, joined, lost_contact
 from anchored.train.reference import Reference, known_reference, reference_logps
 from anchored.train.settings import TrainSettings
 from anchored.train.step import Training, step_size
@@ -72,34 +75,67 @@ class TrainInputs:
 
 
 def train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Progress) -> TrainSummary:
-    """Train the model, measuring on the held-out rows; a complete run only returns its summary."""
+    """Train the model, measuring on the held-out rows; a complete run only returns its summary.
+
+    Where the settings ask for several ranks, they are started here and ended with it.
+    """
+    if run.summary("train") is None:
+        device = find_device(settings.device).type
+        count = _local_ranks(settings, device)
+        work = partial(train_as_rank, run, settings, inputs)
+        if count > 1:
+            run_ranks(count, device, work, progress)
+        else:
+            with joined(Ranks(), device) if settings.sharded else nullcontext():
+                work(progress, Ranks())
+    forget_resume_points(run.checkpoints)
     summary = run.summary("train")
-    if summary is None:
-        try:
-            summary = asdict(_train(run, settings, inputs, progress))
-            run.complete("train", summary)
-        except torch.OutOfMemoryError as error:
-            raise TrainError(
-                f"out of memory: lower train.tokens_per_batch (now {settings.tokens_per_batch or 'chosen by device'}) "
-                f"({one_line(error)})"
-            ) from None
-        except OSError as error:
-            raise DataError(
-                f"{run.folder}: {one_line(error)}; mend that and run the same command again: it goes on from here"
-            ) from None
-    # the last moment is of no use any more, and the largest file of the run
-    resume_file(run.checkpoints).unlink(missing_ok=True)
+    assert summary is not None
     return TrainSummary(**summary)
 
 
-def _train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Progress) -> TrainSummary:
+def train_as_rank(
+    run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Progress, ranks: Ranks
+) -> None:
+    """Train as one of the processes that do it together; the first one marks the run complete."""
+    try:
+        summary = _train(run, settings, inputs, progress, ranks)
+        if ranks.first:
+            run.complete("train", asdict(summary))
+            # the last moment is of no use any more
+            forget_resume_points(run.checkpoints)
+    except torch.OutOfMemoryError as error:
+        raise TrainError(
+            f"out of memory: lower train.tokens_per_batch (now {settings.tokens_per_batch or 'chosen by device'}) "
+            f"({one_line(error)})"
+        ) from None
+    except OSError as error:
+        if lost_contact(error):
+            raise
+        raise DataError(
+            f"{run.folder}: {one_line(error)}; mend that and run the same command again: it goes on from here"
+        ) from None
+
+
+def _local_ranks(settings: TrainSettings, device: str) -> int:
+    """How many processes of this machine train together."""
+    gpus = torch.cuda.device_count() if device == "cuda" else None
+    count = settings.ranks or gpus or 1
+    if gpus is not None and count > gpus:
+        raise TrainError(f"train.ranks is {count}, but PyTorch sees {gpus} GPUs here; set it to {gpus} at most, or null")
+    return count
+
+
+def _train(
+    run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Progress, ranks: Ranks
+) -> TrainSummary:
     run.folder.mkdir(parents=True, exist_ok=True)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     objective = find_objective(settings.objective.name)
     check_installed(settings.trackers)
     _check_rows(inputs.rows, objective, settings)
-    policy, ranks = load_policy(inputs.model, settings), Ranks()
+    policy = load_policy(inputs.model, settings, ranks)
     prepared, held_out = (prepare(rows, policy, settings) for rows in (inputs.rows, inputs.held_out))
     _check_enough(prepared, settings, progress)
     _check_used(prepared.kept, held_out.kept, objective, settings)
@@ -114,12 +150,13 @@ def _train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Pro
     optimizer = build_optimizer(policy.weights.values(), settings.optimizer)
     training = Training(policy, optimizer, settings, objective, examples, held_out_examples, ranks, reference.logps)
     begun_with = _identity(settings, policy, examples, held_out_examples)
-    point = load_resume_point(run.checkpoints, begun_with, policy, optimizer)
+    point = load_resume_point(run.checkpoints, begun_with, policy, optimizer, ranks)
     training.running.update(point.running)
     if point.reference:
-        training.reference = known_reference(point.reference, everything, run.reference).logps
+        training.reference = known_reference(point.reference, everything, run.reference, ranks).logps
     tracked = _tracked(run, settings, point)
-    _forget_after(point.step, training, run)
+    if ranks.first:
+        _forget_after(point.step, training, run)
     facts = _card_facts(training, inputs, prepared)
     with Trackers(settings.trackers if ranks.first else (), tracked, progress) as trackers:
         point = run_steps(training, point, Journal(run, trackers, progress, facts))

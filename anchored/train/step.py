@@ -79,7 +79,8 @@ def take_step(training: Training, step: int) -> dict[str, float]:
         losses = losses_of(training.objective, logps, settings.objective)
         (losses * batch.weight).sum().div(measured.units).backward()
         measured.add(batch, logps, losses)
-    training.ranks.sum_gradients(training.policy.weights.values())
+    if not training.policy.gradients_summed:
+        training.ranks.sum_gradients(training.policy.weights.values())
     grad_norm = clip_gradients(training.policy.weights.values(), settings.optimizer.max_grad_norm)
     line = measured.line(grad_norm)
     _check_finite(step, settings, line, measured)
@@ -178,7 +179,7 @@ class _Measured:
         self._sums.add({"loss": Weighted(total / units, units)})
         known_to_all = dict(self._step) if grad_norm is None else {"grad_norm": grad_norm, **self._step}
         self._sums.add(
-            {name: Weighted(value.reshape(1), torch.ones_like(total)) for name, value in known_to_all.items()}
+            {name: Weighted(value.to(total).reshape(1), torch.ones_like(total)) for name, value in known_to_all.items()}
         )
         return self._sums.means(self._training.ranks)
 

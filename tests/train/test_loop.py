@@ -7,9 +7,11 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import save_folder
 from training_pairs import InterruptAt, make_pairs, make_settings, steady, trained, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
@@ -150,7 +152,7 @@ def test_a_loss_that_is_no_number_ends_training_and_spoils_nothing(model: Path, 
     with pytest.raises(TrainError, match=says):
         trained(tmp_path, model, settings, make_pairs(8))
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1]
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-01", "resume.pt"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-01", "resume"]
     assert all(weight.isfinite().all() for weight in weights(tmp_path / "checkpoints" / "epoch-01").values())
 
 
@@ -184,8 +186,67 @@ def test_a_norm_bound_scales_long_gradients_down_and_leaves_short_ones(model: Pa
         folder = tmp_path / str(bound)
         with pytest.raises(KeyboardInterrupt):
             trained(folder, model, settings, make_pairs(4), progress=InterruptAt("train", 1))
-        state = torch.load(folder / "checkpoints" / "resume.pt", weights_only=True)["optimizer"]["state"]
-        squares[bound] = sum(float(moment["square_avg"].sum()) for moment in state.values())
+        (file,) = (folder / "checkpoints" / "resume").glob("step-*/*.safetensors")
+        moments = {name: moment for name, moment in load_file(file).items() if name.startswith("square_avg")}
+        squares[bound] = sum(float(moment.sum()) for moment in moments.values())
         norm = read_lines(folder / "metrics.jsonl")[0]["grad_norm"]
     assert squares[1e6] == squares[None] == pytest.approx(0.01 * norm**2, rel=1e-4)
     assert squares[0.5] == pytest.approx(0.01 * 0.5**2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": {"name": "beta-dpo", "beta": 0.5}},
+        {"objective": {"name": "kto", "beta": 0.5}},
+        {"refresh_reference_epochs": 1},
+        {"refresh_reference_epochs": 2},
+    ],
+    ids=["moving average", "mismatched answers", "refreshed each epoch", "refreshed every other epoch"],
+)
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_run_that_goes_on_is_the_undisturbed_one(
+    model: Path, tmp_path: Path, changes: dict[str, Any], steps: int
+) -> None:
+    settings = make_settings(**changes, optimizer={"lr": 2e-5}, epochs=3, pairs_per_step=3, save_every_steps=1)
+    pairs, held_out = make_pairs(6), make_pairs(3, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "resumed", model, settings, pairs, held_out, InterruptAt("train", steps))
+    for name in ("resumed", "undisturbed"):
+        trained(tmp_path / name, model, settings, pairs, held_out)
+    for file in ("metrics.jsonl", "trajectories.jsonl"):
+        ours, theirs = (read_lines(tmp_path / name / file) for name in ("resumed", "undisturbed"))
+        assert steady(ours) == steady(theirs)
+
+
+def test_a_refreshed_reference_is_the_policy_itself(model: Path, tmp_path: Path) -> None:
+    settings = make_settings(refresh_reference_epochs=2, epochs=4, pairs_per_step=8)
+    trained(tmp_path, model, settings, make_pairs(8), make_pairs(3, seed=1))
+    margins = [line["reward_margin"] for line in read_lines(tmp_path / "metrics.jsonl")]
+    # before each epoch's only step: the reference is the start, the start, the policy, the policy a step ago
+    assert margins[0] == pytest.approx(0, abs=1e-4)
+    assert margins[2] == pytest.approx(0, abs=1e-4)
+    assert min(margins[1], margins[3]) > 0.1
+    # the measurement after an epoch is still against the reference that the epoch was trained with
+    held_out = {line["step"]: line["reward_margin"] for line in read_lines(tmp_path / "trajectories.jsonl")}
+    assert min(held_out[2], held_out[4]) > 0.1
+
+
+def test_a_refreshed_reference_that_was_lost_is_an_error(model: Path, tmp_path: Path) -> None:
+    settings = make_settings(refresh_reference_epochs=1, epochs=3, save_every_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, model, settings, make_pairs(8), progress=InterruptAt("train", 3))
+    (tmp_path / "reference.sqlite").unlink()
+    says = r"reference\.sqlite: lacks 16 logps of the refreshed reference .*; restore the file, or use --redo train"
+    with pytest.raises(TrainError, match=says):
+        trained(tmp_path, model, settings, make_pairs(8))
+
+
+def test_each_pair_has_the_margin_of_its_column(model: Path, tmp_path: Path) -> None:
+    """At the first step policy and reference agree, so dpo's loss is -log s(-margin)."""
+    margins = [0.0, 0.5, 2.0]
+    pairs = [replace(pair, margin=margin) for pair, margin in zip(make_pairs(3), margins, strict=True)]
+    settings = make_settings(objective={"name": "dpo", "margin": "column"}, epochs=1)
+    trained(tmp_path, model, settings, pairs)
+    expected = sum(math.log(1 + math.exp(margin)) for margin in margins) / 3
+    assert read_lines(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(expected, abs=1e-4)

@@ -164,9 +164,7 @@ def test_frozen_weights_keep_their_precision_and_adapters_are_float32(tmp_path: 
 
 def test_an_interrupted_run_ends_as_the_uninterrupted(model: Path, run: Run, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        trained(
-            tmp_path, model, lora_settings(save_every_steps=1), PAIRS, HELD_OUT, progress=InterruptAt("train", 4)
-        )
+        trained(tmp_path, model, lora_settings(save_every_steps=1), PAIRS, HELD_OUT, progress=InterruptAt("train", 4))
     trained(tmp_path, model, lora_settings(save_every_steps=1), PAIRS, HELD_OUT)
     for file in (run.checkpoints / "epoch-02").iterdir():
         assert file.read_bytes() == (tmp_path / "checkpoints" / "epoch-02" / file.name).read_bytes(), file

@@ -10,12 +10,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tiny_models import CHATML, make_model, make_tokenizer, save_folder
-from training_pairs import make_pairs, make_settings, trained
+from training_pairs import Notes, make_pairs, make_settings, trained
 from transformers import get_scheduler
 
 from anchored.errors import DataError, ModelError, TrainError
 from anchored.objectives import ObjectiveName
-from anchored.progress import Silent
 from anchored.records import Answer, Message, Outcome, Prompt
 from anchored.runs import Run
 from anchored.train.optimizer import build_optimizer, learning_rate
@@ -65,19 +64,20 @@ def test_a_pair_that_the_template_does_not_take_is_left_out(tmp_path: Path) -> N
         trained(tmp_path / "none", folder, make_settings(), [odd])
 
 
-class Notes(Silent):
-    text = ""
-
-    def note(self, text: str) -> None:
-        self.text += text
-
-
 def test_a_pair_longer_than_the_context_fails_before_training(model: Path, tmp_path: Path) -> None:
     pair = replace(make_pairs(1)[0], chosen=Answer("Add coins. " * 100))
     numbers = r"has \d+ prompt and 290 answer tokens, but the model's context is 300; lower train\.max_prompt_tokens"
     with pytest.raises(TrainError, match=numbers):
         trained(tmp_path, model, make_settings(max_answer_tokens=290), [*make_pairs(3), pair])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pair_without_the_margin_that_is_asked_for_is_named(model: Path, tmp_path: Path) -> None:
+    one, other = make_pairs(2)
+    settings = make_settings(objective={"name": "dpo", "margin": "column"})
+    says = rf"pair '{other.prompt.id}' \('Add .*'\) has no number in the column margin, .* one margin for all pairs"
+    with pytest.raises(DataError, match=says):
+        trained(tmp_path, model, settings, [replace(one, margin=1.0), other])
 
 
 def test_a_tokenizer_that_knows_more_tokens_than_the_model_is_named(tmp_path: Path) -> None:

@@ -68,6 +68,15 @@ def steady(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in VARYING} for line in lines]
 
 
+class Notes(Silent):
+    """Keeps what is told to people."""
+
+    text = ""
+
+    def note(self, text: str) -> None:
+        self.text += text + "\n"
+
+
 class InterruptAt:
     """Someone presses Ctrl-C when `task` has advanced so many times."""
 
