@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from anchored.errors import AnchoredError, RecipeError
+from anchored.progress import Silent
 from anchored.runs import STAGES, Run
 
 app = typer.Typer(
@@ -154,6 +155,35 @@ def contrast(
 
 
 @app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/RECIPE if left out.")
+    ] = None,
+    limit: Limit = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check the training of a recipe and estimate its memory, disk and time; writes and trains nothing."""
+    from dataclasses import asdict
+
+    from anchored import recipe as recipes
+    from anchored.plan import make_plan, plan_tables
+    from anchored.terminal import print_table
+
+    if limit is not None:
+        overrides = [*(overrides or ()), f"limit={limit}"]
+    made = make_plan(recipes.load(recipe, overrides or ()), out or Path("runs") / recipe.stem)
+    if as_json:
+        print(json.dumps(asdict(made), indent=1))
+        return
+    for table in plan_tables(made):
+        print_table(_out, table)
+    for note in made.notes:
+        _out.print(escape(note), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def schema() -> None:
     """JSON Schema of a recipe, for editors."""
     from anchored import recipe as recipes
@@ -235,12 +265,16 @@ def _run(
     from anchored import recipe as recipes
     from anchored.pipeline import Plan, execute
     from anchored.terminal import Terminal
+    from anchored.train.launch import speaks
 
     if limit is not None:
         overrides = [*overrides, f"limit={limit}"]
     plan = Plan(recipes.load(path, overrides), out, stages, redo)
     if redo is not None and redo not in stages:
         raise RecipeError(f"--redo {redo}: this command does {', '.join(stages)} only")
+    if not speaks():
+        execute(plan, Silent())
+        return
     with Terminal(_out) as progress:
         progress.note(f"{', '.join(stages)} in {out}")
         finished = execute(plan, progress)

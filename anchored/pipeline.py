@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from anchored.progress import Progress
 from anchored.recipe import Recipe
 from anchored.records import START, Answer, Message, TrainingRow, user_prompt
 from anchored.runs import STAGES, Run
+from anchored.train.launch import launched, under_launcher
 
 
 class Server(Protocol):
@@ -66,6 +67,9 @@ def execute(plan: Plan, progress: Progress) -> Run:
     Raises an AnchoredError; whatever it is, the run folder stays usable.
     """
     run = Run(plan.folder)
+    if under_launcher():
+        _train_with_others(run, plan, progress)
+        return run
     with run.lock():
         _begin(run, plan)
         _check(run, plan)
@@ -75,6 +79,33 @@ def execute(plan: Plan, progress: Progress) -> Run:
                 continue
             _STAGES[stage](run, plan.recipe, progress)
     return run
+
+
+def _train_with_others(run: Run, plan: Plan, progress: Progress) -> None:
+    """Do the train stage as one of the ranks that a launcher started; the first alone readies the run folder."""
+    from anchored.train.policy import find_device
+    from anchored.train.stage import TrainInputs, train_as_rank
+
+    settings = plan.recipe.train
+    with launched(find_device(settings.device).type) as ranks, run.lock() if ranks.first else nullcontext():
+        if ranks.once(lambda: _is_due(run, plan)):
+            rows = _training_rows(run, plan.recipe, progress)
+            inputs = TrainInputs(model_of(plan.recipe), rows.training, rows.held_out)
+            train_as_rank(run, settings, inputs, progress, ranks)
+        else:
+            progress.note("train: complete")
+
+
+def _is_due(run: Run, plan: Plan) -> bool:
+    """Ready the run folder; returns whether there is still something to train."""
+    if tuple(plan.stages) != ("train",):
+        raise RecipeError(
+            f"several processes share the train stage alone, not {', '.join(plan.stages)}; use `anchored train` with "
+            "torchrun, and this command without"
+        )
+    _begin(run, plan)
+    _check(run, plan)
+    return run.summary("train") is None
 
 
 def _begin(run: Run, plan: Plan) -> None:
@@ -97,11 +128,7 @@ def _check(run: Run, plan: Plan) -> None:
     """What would fail late fails now: hours of sampling should not end at a misspelt benchmark."""
     due = {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
     if due:
-        from anchored.batches.render import Conversation, Renderer
-        from anchored.llm.model_folder import load_tokenizer
-
-        # a template that takes no finished answers cannot be trained with, whatever the pairs
-        Renderer(load_tokenizer(_model(plan.recipe))).one(Conversation(*_TRIAL))
+        check_template(plan.recipe)
     if "evaluate" in due:
         check_names([_benchmark(name) for name in plan.recipe.evaluate.benchmarks])
 
@@ -121,7 +148,7 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
     teacher_settings = settings.teacher()
     with ReplyStore(run.replies) as store, _served(teacher_settings) as base_url:
         endpoint = OpenAIChat(teacher_settings, base_url=base_url)
-        local = _local_chat(_model(recipe), recipe.policy.model, settings.sample.batch_size)
+        local = _local_chat(model_of(recipe), recipe.policy.model, settings.sample.batch_size)
         policy = store.remember(_CheckedFirst(local, endpoint.check))
         teacher = store.remember(endpoint)
         try:
@@ -135,7 +162,7 @@ def _train(run: Run, recipe: Recipe, progress: Progress) -> None:
     from anchored.train.stage import TrainInputs, train
 
     rows = _training_rows(run, recipe, progress)
-    train(run, recipe.train, TrainInputs(_model(recipe), rows.training, rows.held_out), progress)
+    train(run, recipe.train, TrainInputs(model_of(recipe), rows.training, rows.held_out), progress)
 
 
 def _evaluate(run: Run, recipe: Recipe, progress: Progress) -> None:
@@ -171,7 +198,29 @@ _STAGES: Mapping[str, Callable[[Run, Recipe, Progress], None]] = {
 }
 
 
-def _model(recipe: Recipe) -> str | Path:
+def check_template(recipe: Recipe) -> None:
+    """Raise for a template that takes no finished answers: it cannot be trained with, whatever the pairs."""
+    from anchored.batches.render import Conversation, Renderer
+    from anchored.llm.model_folder import load_tokenizer
+
+    Renderer(load_tokenizer(model_of(recipe))).one(Conversation(*_TRIAL))
+
+
+def given_rows(recipe: Recipe, progress: Progress) -> TrainingData | None:
+    """What `train.data` holds, its held-out rows apart; None where `create` makes the pairs."""
+    settings = recipe.train
+    if settings.data is None:
+        return None
+    found = datasets_io.read_training(settings.data, split=settings.split)
+    if found.refused:
+        progress.note(datasets_io.describe_refused(settings.data, found.refused, len(found.rows)))
+    rows = found.rows[: recipe.limit]
+    held_out = datasets_io.held_out_count(settings.data, settings.held_out, len(_distinct_prompts(rows)))
+    return _parted(rows, held_out, settings.seed)
+
+
+def model_of(recipe: Recipe) -> str | Path:
+    """The folder or Hub id of the recipe's policy."""
     named = MODELS.get(recipe.policy.model)
     return named() if named else recipe.policy.model
 
@@ -231,34 +280,30 @@ def _limited_prompts(rows: datasets_io.PromptRows, limit: int | None) -> dataset
 
 
 @dataclass(frozen=True, slots=True)
-class _TrainingRows:
+class TrainingData:
+    """What is trained on, and what is only measured with."""
+
     training: Sequence[TrainingRow]
     held_out: Sequence[TrainingRow]
 
 
-def _training_rows(run: Run, recipe: Recipe, progress: Progress) -> _TrainingRows:
-    settings = recipe.train
-    if settings.data is not None:
-        found = datasets_io.read_training(settings.data, split=settings.split)
-        if found.refused:
-            progress.note(datasets_io.describe_refused(settings.data, found.refused, len(found.rows)))
-        rows = found.rows[: recipe.limit]
-        held_out = datasets_io.held_out_count(settings.data, settings.held_out, len(_distinct_prompts(rows)))
-        return _parted(rows, held_out, settings.seed)
+def _training_rows(run: Run, recipe: Recipe, progress: Progress) -> TrainingData:
+    if (given := given_rows(recipe, progress)) is not None:
+        return given
     if run.summary("create") is None:
         raise RecipeError(f"{run.folder}: no pairs yet; run `anchored create` first, or set train.data to a data set")
     held_out_rows = datasets_io.read_rows(run.held_out) if run.held_out.exists() else []
-    return _TrainingRows(datasets_io.read_rows(run.pairs), held_out_rows)
+    return TrainingData(datasets_io.read_rows(run.pairs), held_out_rows)
 
 
 def _distinct_prompts(rows: Sequence[TrainingRow]) -> list[tuple[Message, ...]]:
     return list(dict.fromkeys(row.prompt.messages for row in rows))
 
 
-def _parted(rows: Sequence[TrainingRow], held_out: int, seed: int) -> _TrainingRows:
+def _parted(rows: Sequence[TrainingRow], held_out: int, seed: int) -> TrainingData:
     """The rows of some prompts apart, drawn by seed: no prompt is both trained on and measured with."""
     apart = set(random.Random(seed).sample(_distinct_prompts(rows), held_out))
-    return _TrainingRows(
+    return TrainingData(
         training=[row for row in rows if row.prompt.messages not in apart],
         held_out=[row for row in rows if row.prompt.messages in apart],
     )
@@ -280,7 +325,7 @@ def _checkpoints(run: Run, recipe: Recipe) -> list[Checkpoint]:
     trained = [Checkpoint(name, step, run.checkpoints / name) for name, step in summary["checkpoints"].items()]
     if recipe.evaluate.checkpoints == "last":
         trained = trained[-1:]
-    return [Checkpoint(START, 0, _model(recipe)), *trained]
+    return [Checkpoint(START, 0, model_of(recipe)), *trained]
 
 
 class _Limited:

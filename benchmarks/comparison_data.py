@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from random import Random
 
@@ -29,6 +30,7 @@ from anchored.train.step import epoch_order
 PAIRS = 128
 VOCABULARY = 16384
 LENGTHS = Path(__file__).with_name("lengths.json")
+"""Of each real pair: tokens of prompt, chosen and rejected answer, and how many the answers share at their start."""
 END, START = "<|eot_id|>", "<|start_header_id|>"
 SPECIALS = ["<|end_of_text|>", "<|begin_of_text|>", START, "<|end_header_id|>", END]
 
@@ -50,21 +52,11 @@ class Facts:
     """What is said of the data beside the results."""
 
     about: str
+    pairs: int
     tokens: int
     """Of each answer with its prompt, over all pairs."""
     unique_tokens: int
     """The same with every token that a pair's answers share counted once."""
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """A pair in numbers of tokens."""
-
-    prompt: int
-    chosen: int
-    rejected: int
-    shared: int
-    """Tokens that both answers begin with."""
 
 
 def settings(threads: int, tokens_per_batch: int | None = None) -> TrainSettings:
@@ -96,6 +88,7 @@ def write_data(folder: Path, data: Path | None) -> Facts:
     _write_lines(folder / "rows.jsonl", rows)
     return Facts(
         about="10 real revisions three times over, 98 pairs of real answers" if data else "random tokens, real lengths",
+        pairs=len(rows),
         tokens=sum(2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows),
         unique_tokens=sum(_unique(row) for row in rows),
     )
@@ -192,9 +185,8 @@ def _random_pairs() -> list[Pair]:
     for prompt, chosen, rejected, shared in json.loads(LENGTHS.read_text()):
         start = words(shared)
         # the end-of-turn token is one of an answer's tokens; the first words after the start differ
-        answers = [[*start, f"t{side}", *words(count - shared - 2)] for side, count in enumerate((chosen, rejected))]
-        pairs.append(_pair(" ".join(words(prompt)), *(" ".join(answer[: count - 1]) for answer, count in zip(
-            answers, (chosen, rejected), strict=True))))
+        answers = ([*start, f"t{side}", *words(count - shared - 2)] for side, count in enumerate((chosen, rejected)))
+        pairs.append(_pair(*map(" ".join, (words(prompt), *answers))))
     return pairs
 
 
@@ -229,8 +221,8 @@ def _rows(model: Path, pairs: Sequence[Pair]) -> list[dict[str, list[int]]]:
 
 
 def _shared(row: dict[str, list[int]]) -> int:
-    same = (left == right for left, right in zip(row["chosen_ids"], row["rejected_ids"], strict=False))
-    return next((index for index, equal in enumerate(same) if not equal), min(len(row["chosen_ids"]), len(row["rejected_ids"])))
+    both = zip(row["chosen_ids"], row["rejected_ids"], strict=False)
+    return sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], both))
 
 
 def _unique(row: dict[str, list[int]]) -> int:

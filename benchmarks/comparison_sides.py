@@ -62,17 +62,19 @@ def run_ours(folder: Path, watch: Watch, arguments: argparse.Namespace) -> dict[
     from comparison_data import read_pairs, settings
 
     from anchored.runs import Run, read_lines
-    from anchored.train.stage import train
+    from anchored.train.stage import TrainInputs, train
 
     bare = peak_megabytes()
     pairs = read_pairs(folder)
     with TemporaryDirectory() as scratch:
         run = Run(scratch)
         try:
-            train(run, settings(arguments.threads, arguments.tokens_per_batch), folder / "model", pairs, [], watch)
+            inputs = TrainInputs(folder / "model", pairs)
+            train(run, settings(arguments.threads, arguments.tokens_per_batch), inputs, watch)
         except Enough:
             lines = list(read_lines(run.metrics))
-    return {"bare": bare, "padding": 0.0, "lines": [{name: line[name] for name in ("loss", "logp_chosen", "logp_rejected")} for line in lines]}
+    names = ("loss", "logp_chosen", "logp_rejected")
+    return {"bare": bare, "padding": 0.0, "lines": [{name: line[name] for name in names} for line in lines]}
 
 
 def run_trl(folder: Path, watch: Watch, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -109,7 +111,6 @@ def run_trl(folder: Path, watch: Watch, arguments: argparse.Namespace) -> dict[s
     bare = peak_megabytes()
     best = arguments.side == "trl-best"
     rows = read_rows(folder, by_length=best)
-    steps = len(rows) // PAIRS_PER_STEP
     with TemporaryDirectory() as scratch:
         config = DPOConfig(
             output_dir=scratch,
@@ -121,7 +122,7 @@ def run_trl(folder: Path, watch: Watch, arguments: argparse.Namespace) -> dict[s
             optim="rmsprop",
             learning_rate=1e-5,
             lr_scheduler_type="linear",
-            max_steps=steps,
+            max_steps=len(rows) // PAIRS_PER_STEP,
             max_grad_norm=0.0,
             train_sampling_strategy="sequential",
             # how
@@ -144,11 +145,14 @@ def run_trl(folder: Path, watch: Watch, arguments: argparse.Namespace) -> dict[s
             logging_steps=1,
             disable_tqdm=True,
         )
-        trainer = TokenIds(str(folder / "model"), args=config, train_dataset=Dataset.from_list(rows[: watch.steps * PAIRS_PER_STEP]), callbacks=[Marks()])
+        data = Dataset.from_list(rows[: watch.steps * PAIRS_PER_STEP])
+        trainer = TokenIds(str(folder / "model"), args=config, train_dataset=data, callbacks=[Marks()])
         collator, trainer.data_collator = trainer.data_collator, Padding()
         trainer.train()
     names = {"loss": "loss", "logps/chosen": "logp_chosen", "logps/rejected": "logp_rejected"}
-    lines = [{new: float(line[old]) for old, new in names.items()} for line in trainer.state.log_history if "loss" in line]
+    lines = [
+        {new: float(line[old]) for old, new in names.items()} for line in trainer.state.log_history if "loss" in line
+    ]
     return {"bare": bare, "padding": 1 - Padding.read / Padding.places, "lines": lines}
 
 

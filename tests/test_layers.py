@@ -16,7 +16,7 @@ RANK = {
     **dict.fromkeys(["records", "datasets_io", "runs", "errors", "settings", "progress"], 0),
     **dict.fromkeys(["llm", "contrast", "objectives", "batches"], 1),
     **dict.fromkeys(["create", "train", "evaluate", "report"], 2),
-    **dict.fromkeys(["recipe", "pipeline", "pocket", "terminal", "cli", "__main__"], 3),
+    **dict.fromkeys(["recipe", "pipeline", "plan", "pocket", "terminal", "cli", "__main__"], 3),
 }
 FIRST_LAYER = {name for name, rank in RANK.items() if rank == 0}
 TOP_LAYER = {name for name, rank in RANK.items() if rank == 3}

@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from anchored.batches.fused import product
+
 _TILE_BYTES = {False: 2**24, True: 2**30}
 """Logits computed at a time, by whether on CUDA: on CPU what its caches like, on CUDA what keeps the products large."""
 
@@ -141,7 +143,7 @@ class _TiledLogps(torch.autograd.Function):
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, shaping: Shaping) -> Float[Tensor, "rows vocab"]:
-    logits = at_least_fp32(nn.functional.linear(states, weight, bias))
+    logits = at_least_fp32(product(states, weight) if bias is None else nn.functional.linear(states, weight, bias))
     if shaping.scale != 1:
         logits.mul_(shaping.scale)
     if shaping.softcap is not None:

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from anchored.batches.packing import pack
 from anchored.batches.tree import Tree
 from anchored.train.examples import Example
-from anchored.train.policy import Policy, load_policy
+from anchored.train.policy import Policy, sketch_policy
 from anchored.train.settings import OptimizerSettings, TrainSettings
 from anchored.train.step import step_size
 
@@ -82,7 +82,7 @@ class CannotEstimate(Exception):
 
 def estimate_memory(model: str | Path, settings: TrainSettings, trees: Sequence[Tree]) -> Memory:
     """Of training with rows such as these trees; reads the model's config and no weights."""
-    policy = load_policy(model, settings, sketch=True)
+    policy = sketch_policy(model, settings)
     trained = sum(weight.numel() for weight in policy.weights.values())
     largest = max(weight.numel() for weight in policy.weights.values())
     return Memory(
@@ -97,7 +97,7 @@ def estimate_memory(model: str | Path, settings: TrainSettings, trees: Sequence[
 
 def estimate_disk(model: str | Path, settings: TrainSettings) -> Disk:
     """Of checkpoints, and of what resuming needs."""
-    policy = load_policy(model, settings, sketch=True)
+    policy = sketch_policy(model, settings)
     trained = sum(weight.numel() for weight in policy.weights.values())
     if policy.lora and not policy.lora.merge:
         checkpoint = 4 * trained
@@ -206,7 +206,9 @@ def _weight_bytes(policy: Policy) -> int:
     trained = {id(weight) for weight in policy.weights.values()}
     kept_whole = {id(layer.weight) for layer in _ends(policy)}
     return sum(
-        int(tensor.numel() * _QUANTIZED) if tensor.dim() > 1 and id(tensor) not in trained | kept_whole else tensor.nbytes
+        int(tensor.numel() * _QUANTIZED)
+        if tensor.dim() > 1 and id(tensor) not in trained | kept_whole
+        else tensor.nbytes
         for tensor in held.values()
     )
 

@@ -215,6 +215,10 @@ def _do(job: _Job, rank: int, connection: Connection) -> None:
         kind = _RankLost if lost_contact(error) else _RankFailed
         text = "another rank is gone" if kind is _RankLost else traceback.format_exc()
         connection.send(("error", kind(f"rank {rank}: {text}")))
+    # all is said; the end of an interpreter that ran collectives is where it may still hang or abort
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class _Told:

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from anchored.batches.answer_logps import answer_logps
+from anchored.batches.fused import fuse
 from anchored.batches.tree import Tree
 from anchored.errors import TrainError
 from anchored.llm.model_folder import fingerprint, is_adapter, load_model, load_tokenizer, model_folder
@@ -73,7 +74,7 @@ class Policy:
 
     def logps(self, trees: Sequence[Tree]) -> Float[Tensor, "trees answers"]:
         """The answers' log-probabilities under the model as it is now."""
-        return self.sharded(trees) if self.sharded else answer_logps(self.model, trees, self.device)
+        return self.sharded.logps(trees) if self.sharded else answer_logps(self.model, trees, self.device)
 
     def as_started(self) -> AbstractContextManager[None]:
         """While the block lasts, the model that training starts from, whatever was trained since: adapters off."""
@@ -127,10 +128,22 @@ def load_policy(model: str | Path, settings: TrainSettings, ranks: Ranks = Ranks
     return _load(model, settings, device, mesh=None)
 
 
-def _load(model: str | Path, settings: TrainSettings, device: torch.device, mesh: DeviceMesh | None) -> Policy:
+def sketch_policy(model: str | Path, settings: TrainSettings) -> Policy:
+    """A policy without weights, on PyTorch's meta device: to be measured, not to be trained."""
+    return _load(model, settings, find_device(settings.device), mesh=None, sketch=True)
+
+
+def _load(
+    model: str | Path, settings: TrainSettings, device: torch.device, mesh: DeviceMesh | None, sketch: bool = False
+) -> Policy:
     """A whole policy, or this rank's part of it on `mesh`."""
     lora = settings.lora
-    loaded = load_model(model, device="cpu" if mesh else device, quantization=quantization(lora, device))
+    quantized = quantization(lora, device)
+    if sketch:
+        loaded = load_model(model, device="meta")
+    else:
+        loaded = load_model(model, device="cpu" if mesh else device, quantization=quantized)
+    fuse(loaded)
     saved_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
     precision = _precision(settings.precision, device, set(saved_dtypes.values()))
     if lora:
@@ -148,8 +161,8 @@ def _load(model: str | Path, settings: TrainSettings, device: torch.device, mesh
         weights=weights,
         tokenizer=load_tokenizer(model),
         # a quantized model is another reference than the one it was made of
-        fingerprint=fingerprint(model) + (f" {lora.quantize}" if lora and lora.quantize else ""),
-        device=device,
+        fingerprint="" if sketch else fingerprint(model) + (f" {lora.quantize}" if lora and lora.quantize else ""),
+        device=loaded.device if sketch else device,
         precision=precision,
         saved_dtypes=saved_dtypes,
         lora=lora,

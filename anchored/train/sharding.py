@@ -43,8 +43,17 @@ class Sharded(nn.Module):
         self.model = model
         self._device = device
 
-    def forward(self, trees: Sequence[Tree]) -> Float[Tensor, "trees answers"]:
+    def logps(self, trees: Sequence[Tree]) -> Float[Tensor, "trees answers"]:
         """The answers' logps. Every rank must call this equally often, whatever its trees."""
+        found = self(trees)
+        if not found.requires_grad:
+            # what waits for its backward pass would be out of date after the next update of the weights
+            divided: Any = self
+            divided.reshard()
+        return found
+
+    def forward(self, trees: Sequence[Tree]) -> Float[Tensor, "trees answers"]:
+        """What gathered weights give; `logps` calls it."""
         try:
             return answer_logps(self.model, trees, self._device, fallback=False)
         except TreeUnsupportedError as reason:

@@ -115,13 +115,13 @@ def measure(training: Training) -> dict[str, float]:
 def examples_of(training: Training, step: int) -> list[Example]:
     """The pairs of a step: a part of its epoch's permutation, the last step of an epoch holding the rest."""
     epoch, index = divmod(step - 1, training.steps_per_epoch)
-    order = _epoch_order(len(training.examples), training.settings.seed, epoch)
+    order = epoch_order(len(training.examples), training.settings.seed, epoch)
     size = training.step_size
     return [training.examples[place] for place in order[index * size : (index + 1) * size]]
 
 
 @lru_cache(maxsize=1)
-def _epoch_order(examples: int, seed: int, epoch: int) -> tuple[int, ...]:
+def epoch_order(examples: int, seed: int, epoch: int) -> tuple[int, ...]:
     """A permutation that depends on the seed and the epoch alone."""
     order = list(range(examples))
     random.Random(f"{seed} {epoch}").shuffle(order)

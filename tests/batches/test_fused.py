@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from anchored.batches.fused import FeedForward, RMSNorm, fuse
+from anchored.batches.fused import _LARGE, FeedForward, RMSNorm, fuse, product
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 SHAPE = {
@@ -96,6 +96,17 @@ def test_a_norm_agrees_bit_for_bit_and_its_gradients_to_round_off(dtype: torch.d
     tolerance = 2e-2 if dtype is torch.bfloat16 else 2e-6
     for mine, theirs in zip(found[1:], expected[1:], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_large_products_are_products(transposed: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(300, 600, generator=generator), torch.randn(800, 600, generator=generator)
+    if transposed:
+        weight = weight.T.contiguous().T
+    assert len(x) * weight.numel() > _LARGE
+    expected = (x.double() @ weight.double().T).float()
+    torch.testing.assert_close(product(x, weight), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_gradients_are_those_of_finite_differences() -> None:

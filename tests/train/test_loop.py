@@ -23,7 +23,7 @@ from anchored.runs import read_lines
 from anchored.train.examples import prepare
 from anchored.train.metrics import trajectory_steps
 from anchored.train.policy import load_policy
-from anchored.train.step import _epoch_order
+from anchored.train.step import epoch_order
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_each_pair_of_a_smaller_last_step_weighs_more(model: Path, tmp_path: Pat
     lines = read_lines(tmp_path / "two" / "metrics.jsonl")
     assert [line["pairs_seen"] for line in lines] == [4, 5]
     assert [line["epoch"] for line in lines] == [0.8, 1.0]
-    alone = pairs[_epoch_order(5, 0, 0)[4]]
+    alone = pairs[epoch_order(5, 0, 0)[4]]
     trained(tmp_path / "alone", model, make_settings(**still), [alone])
     expected = steady(read_lines(tmp_path / "alone" / "metrics.jsonl"))[0]
     for name in ("loss", "grad_norm", "logp_chosen"):
@@ -134,10 +134,10 @@ def test_apo_zero_raises_winners_and_lowers_losers(model: Path, tmp_path: Path) 
 
 
 def test_the_order_is_a_permutation_by_seed_and_epoch() -> None:
-    orders = [_epoch_order(50, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [epoch_order(50, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len(set(orders)) == 4
     assert all(sorted(order) == list(range(50)) for order in orders)
-    assert _epoch_order(50, 0, 0) == orders[0]
+    assert epoch_order(50, 0, 0) == orders[0]
 
 
 def test_held_out_pairs_are_measured_twenty_times_and_at_checkpoints() -> None:
