@@ -126,13 +126,13 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
     yield _data_table(plan.data)
     yield _memory_table(plan)
     rows = [
-        ("a checkpoint", _gib(plan.checkpoint_bytes)),
-        ("what resuming needs", _gib(plan.resume_bytes)),
-        ("the run folder, at most", _gib(plan.disk_bytes)),
-        ("free", _gib(plan.free_disk)),
+        ("a checkpoint", _size(plan.checkpoint_bytes)),
+        ("what resuming needs", _size(plan.resume_bytes)),
+        ("the run folder, at most", _size(plan.disk_bytes)),
+        ("free", _size(plan.free_disk)),
     ]
     short = "" if plan.disk_bytes < plan.free_disk else "Does not fit: set train.keep_last, or another --out."
-    yield Table("Disk", ("", "GiB"), tuple(rows), note=short)
+    yield Table("Disk", ("", "size"), tuple(rows), note=short)
     yield _time_table(plan)
 
 
@@ -143,7 +143,7 @@ def _data(recipe: Recipe, sketch: Any, notes: _Notes) -> tuple[list[Example], Da
     settings = recipe.train
     rows = pipeline.given_rows(recipe, notes)
     if rows is None:
-        return _upper_bound(recipe, notes)
+        return _upper_bound(recipe, sketch.context, notes)
     found, held_out = (prepare(part, sketch, settings) for part in (rows.training, rows.held_out))
     if not found.kept:
         raise DataError(f"{settings.data}: none of the rows can be trained on ({dict(found.left_out)}) {found.problem}")
@@ -156,12 +156,15 @@ def _data(recipe: Recipe, sketch: Any, notes: _Notes) -> tuple[list[Example], Da
     return examples, plan
 
 
-def _upper_bound(recipe: Recipe, notes: _Notes) -> tuple[list[Example], DataPlan]:
+def _upper_bound(recipe: Recipe, context: int | None, notes: _Notes) -> tuple[list[Example], DataPlan]:
     """Pairs as long as the settings allow, as many as prompts are asked for."""
     from anchored.batches.tree import plant
     from anchored.train.examples import Example
 
     prompt, answer = recipe.train.max_prompt_tokens, recipe.train.max_answer_tokens
+    if context is not None:
+        prompt = min(prompt, context // 2)
+        answer = min(answer, context - prompt)
     rejected = min(answer, recipe.create.sample.max_tokens)
     take = min(filter(None, (recipe.create.prompts.take, recipe.limit)), default=None)
     notes.note(
@@ -280,10 +283,10 @@ def _data_table(data: DataPlan) -> Table:
 
 def _memory_table(plan: Plan) -> Table:
     of = f"each of {plan.devices} ranks" if plan.devices > 1 else plan.device
-    rows = [(name, _gib(size)) for name, size in (plan.memory or {}).items()]
-    rows.append(("available", _gib(plan.available_memory)))
+    rows = [(name, _size(size)) for name, size in (plan.memory or {}).items()]
+    rows.append(("available", _size(plan.available_memory)))
     note = f"Does not fit; {plan.advice}." if plan.advice else f"A row has up to {plan.tokens_per_batch:,} tokens."
-    return Table(f"Memory of {of}, {plan.precision}", ("", "GiB"), tuple(rows), note)
+    return Table(f"Memory of {of}, {plan.precision}", ("", "size"), tuple(rows), note)
 
 
 def _time_table(plan: Plan) -> Table:
@@ -298,8 +301,8 @@ def _time_table(plan: Plan) -> Table:
     return Table("Time", ("", ""), tuple(rows), note)
 
 
-def _gib(size: int) -> str:
-    return f"{size / GIB:,.2f}"
+def _size(size: int) -> str:
+    return f"{size / GIB:,.2f} GiB" if size >= GIB else f"{size / 2**20:,.1f} MiB"
 
 
 class _Notes(Progress):

@@ -30,6 +30,7 @@ from anchored.train.checkpoint import (
     forget_resume_points,
     load_resume_point,
 )
+from anchored.train.estimate import GIB, CannotEstimate, advice, available_memory, estimate_memory, fullest_row
 from anchored.train.examples import Example, Examples, prepare, with_mismatched
 from anchored.train.launch import run_ranks
 from anchored.train.loop import Journal, find_best_epoch, run_steps
@@ -41,6 +42,12 @@ from anchored.train.reference import Reference, known_reference, reference_logps
 from anchored.train.settings import TrainSettings
 from anchored.train.step import Training, step_size
 from anchored.train.trackers import TrackedRun, Trackers, check_installed
+
+_LOOKED_AT = 0.02
+"""Share of the memory under which weights, gradients and state are too small for any row to matter."""
+
+_TOO_MUCH = 1.2
+"""An estimate is off by up to a quarter."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,8 @@ def train_as_rank(
             forget_resume_points(run.checkpoints)
     except torch.OutOfMemoryError as error:
         raise TrainError(
-            f"out of memory: lower train.tokens_per_batch (now {settings.tokens_per_batch or 'chosen by device'}) "
-            f"({one_line(error)})"
+            f"out of memory: lower train.tokens_per_batch (now {settings.tokens_per_batch or 'chosen by device'}), or "
+            f"set train.gradient_checkpointing or train.lora; `anchored plan` says what would fit ({one_line(error)})"
         ) from None
     except OSError as error:
         if lost_contact(error):
@@ -144,6 +151,8 @@ def _train(
         donors = examples if len(_prompts(held_out_examples)) < 2 else held_out_examples
         held_out_examples = with_mismatched(held_out_examples, donors, policy.context, settings.seed)
         examples = with_mismatched(examples, examples, policy.context, settings.seed)
+    if ranks.first:
+        _warn_of_memory(policy, inputs.model, examples, settings, progress)
     everything = (*examples, *held_out_examples)
     with policy.as_started():
         reference = reference_logps(policy, everything, run.reference, ranks, progress)
@@ -216,6 +225,27 @@ def _check_rows(rows: Sequence[TrainingRow], objective: Objective, settings: Tra
         raise DataError(
             f"train.objective.name is {settings.objective.name!r}, which compares two answers to a prompt, but the "
             f"data is unpaired (prompt, completion, label); use {unpaired}, or give pairs"
+        )
+
+
+def _warn_of_memory(
+    policy: Policy, model: str | Path, examples: Sequence[Example], settings: TrainSettings, progress: Progress
+) -> None:
+    """Say so before hours pass if training will clearly not fit; far smaller models are not looked at."""
+    room = available_memory(policy.device.type)
+    weights = sum(weight.numel() for weight in policy.model.parameters())
+    if settings.sharded or 16 * weights < _LOOKED_AT * room:
+        return
+    row = fullest_row(examples, settings, policy.tokens_per_batch)
+    try:
+        needed = estimate_memory(model, settings, row)
+    except CannotEstimate:
+        return
+    # the weights are there already
+    if needed.peak - needed.weights > _TOO_MUCH * room:
+        progress.note(
+            f"memory: training takes about {needed.peak / GIB:.1f} GiB and {(room + needed.weights) / GIB:.1f} GiB are "
+            f"there; {advice(model, settings, row, room + needed.weights)}"
         )
 
 

@@ -62,7 +62,7 @@ def test_what_lies_inside_a_layer_is_dropped_and_made_again(
 
     layers: Any = policy.model.get_decoder().layers
     for layer in layers:
-        layer.mlp.act_fn.register_forward_hook(follow)
+        layer.mlp.up_proj.register_forward_hook(follow)
     logps = policy.logps([example.tree for example in prepare(PAIRS, policy, settings).kept])
     assert kept == [not checkpointing] * len(layers)
     logps.sum().backward()

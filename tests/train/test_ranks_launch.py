@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,12 +12,16 @@ import pytest
 from commands import ENVIRONMENT
 from ranks_work import Ending
 from tiny_models import save_folder
-from training_pairs import InterruptAt, make_pairs, steady, weights
+from training_pairs import make_pairs, steady, weights
 
 from anchored.errors import Stopped, TrainError
 from anchored.progress import Silent
 from anchored.runs import read_lines
 from anchored.train.launch import run_ranks
+
+
+# a port that the system chooses, on the loopback interface
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "anchored"]
 
 
 class Noted(Silent):
@@ -108,14 +110,13 @@ def recipe(tmp_path: Path) -> Path:
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(part) for part in command], env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+        [str(part) for part in command], env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
     )
 
 
 def test_torchrun_and_local_ranks_train_as_one_process_does(recipe: Path, tmp_path: Path) -> None:
     anchored = [sys.executable, "-m", "anchored", "train", recipe]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 0]
-    torchrun += ["--master-addr", "127.0.0.1", "-m", "anchored", "train", recipe, "train.parallel=fsdp"]
+    torchrun = [*TORCHRUN, "train", recipe, "train.parallel=fsdp"]
     alone = run(*anchored, "--out", tmp_path / "alone")
     local = run(*anchored, "train.ranks=2", "--out", tmp_path / "local")
     joined = run(*torchrun, "--out", tmp_path / "joined")
@@ -138,11 +139,7 @@ def test_torchrun_and_local_ranks_train_as_one_process_does(recipe: Path, tmp_pa
 
 
 def test_an_error_under_torchrun_is_told_by_one_rank(recipe: Path, tmp_path: Path) -> None:
-    done = run(
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 0),
-        *("--master-addr", "127.0.0.1", "-m", "anchored", "train", recipe, "train.optimizer.lr=1e30"),
-        *("--out", tmp_path / "run"),
-    )
+    done = run(*TORCHRUN, "train", recipe, "train.optimizer.lr=1e30", "--out", tmp_path / "run")
     assert done.returncode != 0
     assert done.stderr.count("error: step 2: ") == 1, done.stderr
     assert "this is a fault of anchored" not in done.stderr
