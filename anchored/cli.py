@@ -151,7 +151,8 @@ def contrast(
         print_table(_out, contrast_table(measured))
         for source, found in rows.items():
             if found.refused:
-                _out.print(escape(describe_refused(source, found.refused, len(found.pairs))), highlight=False, soft_wrap=True)
+                refused = describe_refused(source, found.refused, len(found.pairs))
+                _out.print(escape(refused), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -11,19 +11,20 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from anchored.records import Answer, Pair, user_prompt
 from anchored.train.examples import prepare
-from anchored.train.policy import load_policy
+from anchored.train.policy import sketch_policy
 from anchored.train.settings import TrainSettings
 from anchored.train.step import epoch_order
 
@@ -59,30 +60,39 @@ class Facts:
     """The same with every token that a pair's answers share counted once."""
 
 
-def settings(threads: int, tokens_per_batch: int | None = None) -> TrainSettings:
-    """Of our run; the other trainer's are made equal to them."""
-    return TrainSettings.model_validate(
-        {
-            "objective": {"name": "apo-zero", "beta": 0.1},
-            "optimizer": {"name": "rmsprop", "lr": 1e-5, "schedule": "linear"},
-            "epochs": 1,
-            "pairs_per_step": 16,
-            "precision": "float32",
-            "device": "cpu",
-            "threads": threads,
-            "tokens_per_batch": tokens_per_batch,
-        }
-    )
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+"""The model's, where no other is asked for."""
 
 
-def write_data(folder: Path, data: Path | None) -> Facts:
-    """Fill `folder`; `data` is where the real pairs' files lie."""
+def settings(**how: Any) -> TrainSettings:
+    """Of our run, with what says how it is done; the other trainer's are made equal to them."""
+    what = {
+        "objective": {"name": "apo-zero", "beta": 0.1},
+        "optimizer": {"name": "rmsprop", "lr": 1e-5, "schedule": "linear"},
+        "epochs": 1,
+        "pairs_per_step": 16,
+        "ranks": 1,
+    }
+    return TrainSettings.model_validate(what | how)
+
+
+def write_data(
+    folder: Path, data: Path | None, shape: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32
+) -> Facts:
+    """Fill `folder`; `data` is where the real pairs' files lie, `shape` is a LlamaConfig's."""
     if data is not None:
         pairs = real_pairs(data)
         tokenizer = _byte_level_bpe([text for pair in pairs for text in _texts(pair)])
     else:
         pairs, tokenizer = _random_pairs(), _words()
-    _save_model(folder / "model", tokenizer)
+    _save_model(folder / "model", tokenizer, shape or SHAPE, dtype)
     _write_lines(folder / "pairs.jsonl", map(asdict, pairs))
     rows = _rows(folder / "model", pairs)
     _write_lines(folder / "rows.jsonl", rows)
@@ -190,27 +200,22 @@ def _random_pairs() -> list[Pair]:
     return pairs
 
 
-def _save_model(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def _save_model(folder: Path, tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    names = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = LlamaConfig(**shape, **names, dtype=dtype)
+    # billions of random numbers come faster from a GPU
+    device = "cuda" if torch.cuda.is_available() and dtype is torch.bfloat16 else "cpu"
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def _rows(model: Path, pairs: Sequence[Pair]) -> list[dict[str, list[int]]]:
     """Token ids in the order of a run's first epoch."""
-    chosen = settings(threads=1)
-    examples = prepare(pairs, load_policy(model, chosen), chosen).kept
+    chosen = settings()
+    examples = prepare(pairs, sketch_policy(model, chosen), chosen).kept
     assert len(examples) == len(pairs), "every pair is trained on"
     rows = []
     for place in epoch_order(len(examples), chosen.seed, 0):

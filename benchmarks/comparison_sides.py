@@ -53,8 +53,12 @@ class Watch:
     def note(self, text: str) -> None: ...
 
 
-def peak_megabytes() -> float:
-    """The most memory that this process has held."""
+def peak_megabytes(device: str = "cpu") -> float:
+    """The most memory that this process has held, of the machine's or of the GPU's."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -66,11 +70,12 @@ def run_ours(folder: Path, watch: Watch, arguments: argparse.Namespace) -> dict[
 
     bare = peak_megabytes()
     pairs = read_pairs(folder)
+    how = {name: getattr(arguments, name) for name in ("threads", "tokens_per_batch", "device", "precision")}
     with TemporaryDirectory() as scratch:
         run = Run(scratch)
         try:
             inputs = TrainInputs(folder / "model", pairs)
-            train(run, settings(arguments.threads, arguments.tokens_per_batch), inputs, watch)
+            train(run, settings(**how), inputs, watch)
         except Enough:
             lines = list(read_lines(run.metrics))
     names = ("loss", "logp_chosen", "logp_rejected")
@@ -114,8 +119,8 @@ def run_trl(folder: Path, watch: Watch, arguments: argparse.Namespace) -> dict[s
     with TemporaryDirectory() as scratch:
         config = DPOConfig(
             output_dir=scratch,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=arguments.device == "cpu",
+            bf16=arguments.precision == "bfloat16",
             # what both trainers are to do
             loss_type=["apo_zero"],
             beta=0.1,
@@ -134,7 +139,8 @@ def run_trl(folder: Path, watch: Watch, arguments: argparse.Namespace) -> dict[s
                     "precompute_ref_log_probs": True,
                     "precompute_ref_batch_size": arguments.micro_batch,
                     "logging_nan_inf_filter": False,
-                    "model_init_kwargs": {"attn_implementation": "sdpa"},
+                    # float32 weights in any case: 16-bit ones would lose the updates
+                    "model_init_kwargs": {"attn_implementation": "sdpa", "dtype": "float32"},
                 }
                 if best
                 else {}
@@ -178,16 +184,22 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--tokens-per-batch", type=int)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--shape", type=json.loads, help="of the model, as JSON of a LlamaConfig")
     parser.add_argument("--random", action="store_true", help="random tokens although there is real data")
     arguments = parser.parse_args()
     if arguments.side == "data":
+        import torch
         from comparison_data import real_data, write_data
 
-        print(json.dumps(asdict(write_data(arguments.folder, None if arguments.random else real_data()))))
+        data = None if arguments.random else real_data()
+        facts = write_data(arguments.folder, data, arguments.shape, getattr(torch, arguments.precision))
+        print(json.dumps(asdict(facts)))
         return
     watch = Watch(arguments.steps)
     found = (run_ours if arguments.side == "ours" else run_trl)(arguments.folder, watch, arguments)
-    print(json.dumps({**found, "peak": peak_megabytes(), "ends": watch.ends, "cpu": watch.cpu}))
+    print(json.dumps({**found, "peak": peak_megabytes(arguments.device), "ends": watch.ends, "cpu": watch.cpu}))
 
 
 if __name__ == "__main__":

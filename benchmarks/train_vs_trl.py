@@ -31,7 +31,6 @@ from typing import Any
 
 SIDES = Path(__file__).with_name("comparison_sides.py")
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- train_vs_trl: begin -->", "<!-- train_vs_trl: end -->"
 PAIRS_PER_STEP = 16
 OURS = "anchored"
 
@@ -155,14 +154,15 @@ def section(results: dict[str, Result], facts: dict[str, Any], arguments: argpar
     return "\n".join([f"    {command}", "", about, "", *table(results, facts), "", verdict(results), "", *said])
 
 
-def write(text: str) -> None:
-    """Put `text` between the marks in docs/benchmarks.md, or at its end with new marks."""
-    marked, page = f"{BEGIN}\n{text}\n{END}", DOCS.read_text("utf-8")
-    before, found, rest = page.partition(BEGIN)
+def write(text: str, name: str, title: str) -> None:
+    """Put `text` between the marks called `name` in docs/benchmarks.md, or at its end under a title."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    marked, page = f"{begin}\n{text}\n{end}", DOCS.read_text("utf-8")
+    before, found, rest = page.partition(begin)
     if found:
-        page = before + marked + rest.partition(END)[2]
+        page = before + marked + rest.partition(end)[2]
     else:
-        page = f"{page.rstrip()}\n\n## Training against TRL\n\n{marked}\n"
+        page = f"{page.rstrip()}\n\n## {title}\n\n{marked}\n"
     DOCS.write_text(page, "utf-8")
 
 
@@ -210,7 +210,7 @@ def main() -> None:
     text = section({name: summary(found) for name, found in runs.items()}, facts, arguments)
     print(text)
     if arguments.write:
-        write(text)
+        write(text, "train_vs_trl", "Training against TRL")
 
 
 if __name__ == "__main__":

@@ -104,6 +104,15 @@ def flipped(logps: PairLogps) -> PairLogps:
     )
 
 
+def as_pairs(logps: AnswerLogps) -> PairLogps:
+    """Answers that are a pair's two, one pair after another, chosen first: as those pairs."""
+    return PairLogps(
+        *(both[side::2] for both in (logps.policy, logps.reference, logps.tokens) for side in (0, 1)),
+        margins=torch.zeros_like(logps.reference[::2]),
+        step=logps.step,
+    )
+
+
 def metrics(logps: PairLogps | AnswerLogps, settings: ObjectiveSettings) -> dict[str, Weighted]:
     """What is reported of every objective, without graph. A reward is beta x summed log-ratio, whatever the options.
 

@@ -27,7 +27,7 @@ from anchored.errors import AnchoredError, Stopped
 from anchored.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
     from anchored.train.ranks import Ranks
 
@@ -106,11 +106,25 @@ class _Job:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Member:
-    """A process and what it says: `(what, ...)` as `_Told` and `_do` send it."""
+    """A process and what it says: a `_Shown` now and then, at last a `_Done` or an exception."""
 
     rank: int
     process: BaseProcess
     connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A rank's call of its Progress."""
+
+    method: str
+    values: tuple[Any, ...]
+    facts: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A rank's work is done."""
 
 
 class _RankLost(Exception):
@@ -133,38 +147,36 @@ def _start(job: _Job, rank: int) -> _Member:
 
 def _follow(members: Sequence[_Member], progress: Progress) -> None:
     """Pass on what the ranks say until all are done, or raise what went wrong."""
-    running = {member.connection: member for member in members}
+    running = list(members)
     failed: Exception | None = None
     until = float("inf")
-    while running and time.monotonic() < until:
-        for connection in wait(list(running), max(0.0, min(until - time.monotonic(), 3600.0))):
-            member = running[connection]  # type: ignore[index]
-            error = _hear(member, progress)
-            if error is _DONE or error is not None:
-                del running[member.connection]
-            if isinstance(error, AnchoredError):
-                raise error
-            if isinstance(error, Exception) and (failed is None or isinstance(failed, _RankLost)):
-                failed = error
-                until = min(until, time.monotonic() + _SECONDS_TO_EXPLAIN)
+    while running and (left := until - time.monotonic()) > 0:
+        ready = wait([member.connection for member in running], left if failed else None)
+        for member in [member for member in running if member.connection in ready]:
+            said = _hear(member, progress)
+            if said is not None:
+                running.remove(member)
+            if isinstance(said, AnchoredError):
+                raise said
+            if isinstance(said, Exception) and (failed is None or isinstance(failed, _RankLost)):
+                # perhaps another rank's end was the cause, and is heard of later
+                failed, until = said, min(until, time.monotonic() + _SECONDS_TO_EXPLAIN)
+    if isinstance(failed, _RankLost):
+        raise Stopped(f"{failed}; the same command goes on from here")
     if failed:
-        raise failed if isinstance(failed, _RankFailed) else Stopped(f"{failed}; the same command goes on from here")
+        raise failed
 
 
-_DONE = object()
-
-
-def _hear(member: _Member, progress: Progress) -> object:
-    """Take one message; returns `_DONE`, an error, or None while the rank goes on."""
+def _hear(member: _Member, progress: Progress) -> _Done | Exception | None:
+    """Take one message; None while the rank goes on."""
     try:
-        what, *values = member.connection.recv()
+        said = member.connection.recv()
     except (EOFError, OSError):
         return _death(member)
-    if what == "progress":
-        name, args, facts = values
-        getattr(progress, name)(*args, **facts)
+    if isinstance(said, _Shown):
+        getattr(progress, said.method)(*said.values, **said.facts)
         return None
-    return _DONE if what == "done" else values[0]
+    return said
 
 
 def _death(member: _Member) -> AnchoredError:
@@ -198,30 +210,30 @@ def _do(job: _Job, rank: int, connection: Connection) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     Thread(target=_end_with_parent, daemon=True).start()
     _stay_on_this_machine()
-    from torch.distributed import FileStore
+    from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
     from anchored.train.ranks import Ranks, joined, lost_contact
 
     ranks = Ranks(rank, job.count, rank, job.count)
     try:
         with joined(ranks, job.device, FileStore(str(job.store), job.count)):
-            job.work(_Told(connection) if ranks.first else Silent(), ranks)
-        connection.send(("done",))
+            job.work(_TellsParent(connection) if ranks.first else Silent(), ranks)
+        connection.send(_Done())
     except KeyboardInterrupt:
         pass
     except AnchoredError as error:
-        connection.send(("error", error))
+        connection.send(error)
     except Exception as error:
         kind = _RankLost if lost_contact(error) else _RankFailed
         text = "another rank is gone" if kind is _RankLost else traceback.format_exc()
-        connection.send(("error", kind(f"rank {rank}: {text}")))
+        connection.send(kind(f"rank {rank}: {text}"))
     # all is said; the end of an interpreter that ran collectives is where it may still hang or abort
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-class _Told:
+class _TellsParent:
     """A Progress that tells the parent."""
 
     def __init__(self, connection: Connection) -> None:
@@ -240,7 +252,7 @@ class _Told:
         self._tell("note", text)
 
     def _tell(self, name: str, *args: object, **facts: object) -> None:
-        self._connection.send(("progress", name, args, facts))
+        self._connection.send(_Shown(name, args, facts))
 
 
 def _interrupt(*_: Any) -> None:

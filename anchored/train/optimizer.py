@@ -12,9 +12,13 @@ from anchored.train.sharding import whole
 
 
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """PyTorch's own, with its own defaults for all that is no setting."""
-    kind = torch.optim.RMSprop if settings.name == "rmsprop" else torch.optim.AdamW
-    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    """PyTorch's own, with its own defaults for all that shapes the result and is no setting."""
+    parameters = list(parameters)
+    if settings.name == "rmsprop":
+        # one parameter at a time: all at once need room for as many numbers again
+        return torch.optim.RMSprop(parameters, lr=settings.lr, weight_decay=settings.weight_decay, foreach=False)
+    fused = all(parameter.is_cuda for parameter in parameters) or None
+    return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -148,13 +148,13 @@ def _load(
     precision = _precision(settings.precision, device, set(saved_dtypes.values()))
     if lora:
         weights = _adapter_weights(loaded, model, precision, settings, lora)
-    elif mesh is None:
-        weights = _float32_weights(loaded.requires_grad_(True), precision)
+    else:
+        weights = _float32_weights(loaded, precision) if mesh is None else {}
     if settings.gradient_checkpointing:
         recompute_layers(loaded)
     sharded = shard(loaded, settings, precision, mesh) if mesh else None
-    if sharded:
-        weights = {name: parameter for name, parameter in loaded.named_parameters() if parameter.requires_grad}
+    if sharded and not lora:
+        weights = dict(loaded.named_parameters())
     return Policy(
         model=loaded,
         source=model,

@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import HashStore, Store  # pyright: ignore[reportPrivateImportUsage]
 
 T = TypeVar("T")
 
@@ -102,7 +103,7 @@ class Ranks:
 
 
 @contextmanager
-def joined(ranks: Ranks, device: str, store: dist.Store | None = None) -> Iterator[None]:
+def joined(ranks: Ranks, device: str, store: Store | None = None) -> Iterator[None]:
     """Be one of the processes that meet at `store` while the block lasts; `device` is cpu or cuda."""
     if ranks.count > 1:
         # those of one machine share its cores
@@ -113,7 +114,7 @@ def joined(ranks: Ranks, device: str, store: dist.Store | None = None) -> Iterat
         torch.cuda.set_device(ranks.local_rank)
     # gloo too on a GPU, for what lies on the CPU: offloaded weights, and messages
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    store = store or dist.HashStore()
+    store = store or HashStore()
     dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.count, store=store, timeout=PATIENCE)
     try:
         yield

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -67,9 +67,7 @@ def divides(model: str | Path, settings: TrainSettings, device: str, ranks: Rank
     return _bytes_of_state(model, settings) > _ROOM * _memory(device, ranks)
 
 
-def shard(
-    model: PreTrainedModel, settings: TrainSettings, precision: torch.dtype, mesh: DeviceMesh
-) -> Sharded:
+def shard(model: PreTrainedModel, settings: TrainSettings, precision: torch.dtype, mesh: DeviceMesh) -> Sharded:
     """Keep this rank's part of `model`, which lies on the CPU, on the mesh's device or on the CPU as the settings say.
 
     Adapters stay whole, and their gradients are the caller's to sum. Nothing goes between ranks here.
@@ -137,8 +135,8 @@ def _check(model: PreTrainedModel, settings: TrainSettings) -> None:
 
 def _no_rows(model: PreTrainedModel, reason: str) -> TrainError:
     return TrainError(
-        f"train.parallel: {type(model).__name__} takes no tree rows ({reason}), and without them each rank would gather "
-        "the weights at other times; set it to ddp"
+        f"train.parallel: {type(model).__name__} takes no tree rows ({reason}), and without them each rank would "
+        "gather the weights at other times; set it to ddp"
     )
 
 

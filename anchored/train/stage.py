@@ -101,9 +101,7 @@ def train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Prog
     return TrainSummary(**summary)
 
 
-def train_as_rank(
-    run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Progress, ranks: Ranks
-) -> None:
+def train_as_rank(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Progress, ranks: Ranks) -> None:
     """Train as one of the processes that do it together; the first one marks the run complete."""
     try:
         summary = _train(run, settings, inputs, progress, ranks)
@@ -129,13 +127,13 @@ def _local_ranks(settings: TrainSettings, device: str) -> int:
     gpus = torch.cuda.device_count() if device == "cuda" else None
     count = settings.ranks or gpus or 1
     if gpus is not None and count > gpus:
-        raise TrainError(f"train.ranks is {count}, but PyTorch sees {gpus} GPUs here; set it to {gpus} at most, or null")
+        raise TrainError(
+            f"train.ranks is {count}, but PyTorch sees {gpus} GPUs here; set it to {gpus} at most, or null"
+        )
     return count
 
 
-def _train(
-    run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Progress, ranks: Ranks
-) -> TrainSummary:
+def _train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Progress, ranks: Ranks) -> TrainSummary:
     run.folder.mkdir(parents=True, exist_ok=True)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

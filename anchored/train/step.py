@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anchored.batches.packing import pack
 from anchored.errors import TrainError
-from anchored.objectives.losses import AnswerLogps, Objective, PairLogps, Weighted, losses_of, metrics
+from anchored.objectives.losses import AnswerLogps, Objective, PairLogps, Weighted, as_pairs, losses_of, metrics
 from anchored.train.examples import Example
 from anchored.train.metrics import Sums
 from anchored.train.optimizer import clip_gradients, learning_rate
@@ -168,7 +168,9 @@ class _Measured:
         """Keep a micro-batch's losses and metrics, on the device."""
         self._losses.append(losses.detach() * batch.weight)
         self._step = logps.step
-        measured = metrics(logps, self._training.settings.objective)
+        # pairs are measured as pairs, also where the objective looks at each answer by itself
+        compared = as_pairs(logps) if isinstance(logps, AnswerLogps) and batch.examples[0].paired else logps
+        measured = metrics(compared, self._training.settings.objective)
         self._sums.add({name: Weighted(of.values, of.weights * batch.weight) for name, of in measured.items()})
 
     def line(self, grad_norm: Tensor | None = None) -> dict[str, float]:

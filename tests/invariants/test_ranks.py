@@ -41,7 +41,13 @@ RANKS = {
     **{(kind, way, 3): KINDS[kind] for kind in ("plain", "kto") for way in ("ddp", "fsdp")},
 }
 
-MOVES = [("ddp", 2, "fsdp", 3), ("fsdp", 2, "ddp", 3), ("fsdp", 2, "fsdp", 3), ("fsdp", 2, "ddp", 1), ("ddp", 1, "fsdp", 3)]
+MOVES = [
+    ("ddp", 2, "fsdp", 3),
+    ("fsdp", 2, "ddp", 3),
+    ("fsdp", 2, "fsdp", 3),
+    ("fsdp", 2, "ddp", 1),
+    ("ddp", 1, "fsdp", 3),
+]
 """From which ranks to which others a run that was cut short goes on."""
 
 

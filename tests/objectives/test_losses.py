@@ -28,6 +28,7 @@ from anchored.objectives.losses import (
     OBJECTIVES,
     AnswerLogps,
     PairLogps,
+    as_pairs,
     losses_of,
     metrics,
 )
@@ -406,3 +407,16 @@ def test_shapes_are_what_the_signatures_say(name: str) -> None:
 )
 def test_only_these_are_not_means_over_pairs(unit: str, names: set[str]) -> None:
     assert {name for name, objective in OBJECTIVES.items() if objective.unit == unit} == names
+
+
+def test_answers_that_are_pairs_are_measured_as_pairs() -> None:
+    logps = AnswerLogps(
+        policy=torch.tensor([-1.0, -2.0, -9.0, -4.0]),
+        reference=torch.tensor([-2.0, -4.0, -8.0, -9.0]),
+        tokens=torch.tensor([1, 2, 3, 4]),
+        desirable=torch.tensor([True, False, True, False]),
+    )
+    found = metrics(as_pairs(logps), make_settings(name="kto", beta=0.5))
+    assert found["reward_margin"].values.tolist() == [0.5 * (1 - 2), 0.5 * (-1 - 5)]
+    assert found["reward_accuracy"].values.tolist() == [0, 0]
+    assert found["logp_rejected"].values.tolist() == [-2, -4]

@@ -1,13 +1,7 @@
-"""What ranks do in tests: trainings one after another, in processes that are started once; and ways to come to an end.
-
-Ranks are new processes, which import this module by its name.
-"""
+"""What ranks do in tests: trainings one after another, in processes that are started once and import this module."""
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +10,6 @@ from typing import Any
 import torch
 from training_pairs import InterruptAt, make_pairs, make_settings
 
-from anchored.errors import TrainError
 from anchored.progress import Progress, Silent
 from anchored.records import LabelledAnswer, Pair
 from anchored.runs import Run
@@ -61,28 +54,6 @@ class Trainings:
         for training in self.each:
             training.run(ranks)
             progress.note(training.folder.name)
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Work that ends in rank 1 as `how` says, while the others wait for it."""
-
-    how: str
-    notes: Path
-
-    def __call__(self, progress: Progress, ranks: Ranks) -> None:
-        (self.notes / f"{ranks.rank}.pid").write_text(str(os.getpid()))
-        assert int(ranks.sum(torch.ones(1))) == ranks.count
-        progress.note("all are here")
-        if ranks.rank == 1:
-            if self.how == "error":
-                raise TrainError("step 3: the loss is nan")
-            if self.how == "fault":
-                raise LookupError("no such thing")
-            if self.how == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(300)
-        ranks.wait()
 
 
 def _labelled(pairs: Sequence[Pair]) -> list[LabelledAnswer]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,18 +68,18 @@ def test_small_updates_reach_a_bfloat16_model(tmp_path: Path) -> None:
 
 
 def interrupted(folder: Path, model: Path, **changes: object) -> Path:
-    """A run stopped after its first epoch; returns its resume point."""
+    """A run stopped after its first epoch; returns where its resume point lies."""
     settings = make_settings(**changes)
     with pytest.raises(KeyboardInterrupt):
         trained(folder, model, settings, make_pairs(6), progress=InterruptAt("train", 3))
-    return folder / "checkpoints" / "resume.pt"
+    return folder / "checkpoints" / "resume"
 
 
 def test_other_settings_or_pairs_do_not_go_on_from_a_saved_moment(model: Path, tmp_path: Path) -> None:
     interrupted(tmp_path, model)
-    with pytest.raises(TrainError, match=r"resume\.pt: training was begun with train\.epochs 2, not 5"):
+    with pytest.raises(TrainError, match=r"resume: training was begun with train\.epochs 2, not 5"):
         trained(tmp_path, model, make_settings(epochs=5), make_pairs(6))
-    with pytest.raises(TrainError, match=r"begun with the pairs \w+, not \w+; .* delete this file"):
+    with pytest.raises(TrainError, match=r"begun with the pairs \w+, not \w+; .* delete this folder"):
         trained(tmp_path, model, make_settings(), make_pairs(6, seed=1))
     assert Run(tmp_path).summary("train") is None
 
@@ -89,15 +90,35 @@ def test_how_it_runs_may_change_when_it_goes_on(model: Path, tmp_path: Path) -> 
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
-def test_a_torn_resume_point_is_named_with_the_way_out(model: Path, tmp_path: Path) -> None:
-    path = interrupted(tmp_path, model)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(DataError, match=r"resume\.pt: cannot be read .* delete it to train from the beginning"):
+@pytest.mark.parametrize("tear", ["rows", "weights", "moment"])
+def test_a_torn_resume_point_is_named_with_the_way_out(model: Path, tmp_path: Path, tear: str) -> None:
+    resume = interrupted(tmp_path, model)
+    (step,) = resume.iterdir()
+    (weights,) = step.glob("*.safetensors")
+    if tear == "rows":
+        weights.unlink()
+    else:
+        torn = weights if tear == "weights" else step / "moment.json"
+        torn.write_bytes(torn.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"resume/step-2: cannot be read .* delete .*resume to train from the begin"):
         trained(tmp_path, model, make_settings(), make_pairs(6))
 
 
+def test_a_moment_that_was_half_written_is_passed_over(model: Path, tmp_path: Path) -> None:
+    resume = interrupted(tmp_path, model)
+    (resume / ".step-4.partial").mkdir()
+    (resume / ".step-4.partial" / "moment.json").write_text("{")
+    trained(tmp_path, model, make_settings(), make_pairs(6))
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_resume_point_runs_no_code(model: Path, tmp_path: Path) -> None:
+    files = sorted(path.name for path in next(interrupted(tmp_path, model).iterdir()).iterdir())
+    assert files == ["moment.json", "rank-00000-00000.safetensors"]
+
+
 def test_checkpoints_of_a_longer_run_do_not_outlive_a_new_beginning(model: Path, tmp_path: Path) -> None:
-    interrupted(tmp_path, model, epochs=5).unlink()
+    shutil.rmtree(interrupted(tmp_path, model, epochs=5))
     (tmp_path / "checkpoints" / "epoch-01").rename(tmp_path / "checkpoints" / "epoch-05")
     summary = trained(tmp_path, model, make_settings(), make_pairs(6))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(summary.checkpoints)
@@ -114,7 +135,7 @@ def no_file_past(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(("size", "file"), [(5_000, "reference.sqlite"), (60_000, "epoch-01"), (250_000, "resume.pt")])
+@pytest.mark.parametrize(("size", "file"), [(5_000, "reference.sqlite"), (60_000, "epoch-01"), (250_000, "resume")])
 def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(
     model: Path, tmp_path: Path, size: int, file: str
 ) -> None:

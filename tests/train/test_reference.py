@@ -18,9 +18,10 @@ from anchored.progress import Silent
 from anchored.records import Answer, Pair
 from anchored.train.examples import Example, prepare
 from anchored.train.policy import Policy, load_policy
+from anchored.train.ranks import Ranks
 from anchored.train.reference import Reference, _plan, reference_logps
 
-SETTINGS = make_settings()
+SETTINGS = make_settings(tokens_per_batch=150)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,8 @@ def examples_of(policy: Policy, pairs: Sequence[Pair]) -> tuple[Example, ...]:
     return prepare(pairs, policy, SETTINGS).kept
 
 
-def compute(policy: Policy, examples: Sequence[Example], path: Path, tokens: int = 150) -> Reference:
-    return reference_logps(policy, examples, path, tokens, Silent())
+def compute(policy: Policy, examples: Sequence[Example], path: Path) -> Reference:
+    return reference_logps(policy, examples, path, Ranks(), Silent())
 
 
 def test_values_are_those_of_the_plain_forward_before_and_after_caching(policy: Policy, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_an_interrupted_pass_keeps_what_it_has_and_ends_with_the_same_bits(
     examples = examples_of(policy, pairs)
     undisturbed = compute(policy, examples, tmp_path / "whole.sqlite")
     with pytest.raises(KeyboardInterrupt):
-        reference_logps(policy, examples, tmp_path / "cut.sqlite", 150, InterruptAt("reference", batches))
+        reference_logps(policy, examples, tmp_path / "cut.sqlite", Ranks(), InterruptAt("reference", batches))
     resumed = compute(policy, examples, tmp_path / "cut.sqlite")
     assert 0 < resumed.computed < undisturbed.computed
     assert resumed.logps == undisturbed.logps

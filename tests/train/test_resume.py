@@ -19,7 +19,9 @@ ONE_BY_ONE = [
     "advance:train:1",  # no moment is saved yet
     "open:metrics.jsonl:4",  # between saved moments
     "os.rename:.epoch-01.partial:1",  # the checkpoint is written, but not in its place
-    "os.rename:.resume.pt.partial:3",  # the checkpoint is in its place, the moment is not saved
+    "os.rename:.step-8.partial:1",  # the checkpoint is in its place, the moment after it is not saved
+    "open:moment.json:4",  # a moment is half written
+    "shutil.rmtree:step-10:1",  # a moment is in its place, and the one before still there
     "advance:train:3",  # just after a moment was saved
     "os.rename:.train.json.partial:1",  # all is done but saying so
 ]
