@@ -22,6 +22,7 @@ from rich.markup import escape
 from anchored.errors import AnchoredError, RecipeError
 from anchored.progress import Silent
 from anchored.runs import STAGES, Run
+from anchored.train.launch import speaks, under_launcher
 
 app = typer.Typer(
     help="Align language models with contrastive revisions (CLAIR) and anchored preference optimization (APO).",
@@ -203,7 +204,13 @@ def main() -> None:
         os.environ.setdefault(variable, value)
     # a job manager's SIGTERM is as clean an end as Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    sys.exit(_exit_code())
+    code = _exit_code()
+    if under_launcher():
+        # the end of an interpreter that ran collectives was seen to abort, which would pass for a failure
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _exit_code() -> int:
@@ -266,7 +273,6 @@ def _run(
     from anchored import recipe as recipes
     from anchored.pipeline import Plan, execute
     from anchored.terminal import Terminal
-    from anchored.train.launch import speaks
 
     if limit is not None:
         overrides = [*overrides, f"limit={limit}"]

@@ -225,7 +225,8 @@ def _tokens_per_second(model: Any, settings: Any, row: Sequence[Tree]) -> float:
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    policy = load_policy(model, settings)
+    # one process, which measures its own speed
+    policy = load_policy(model, settings.model_copy(update={"parallel": "ddp", "offload": False}))
     trees, tokens = [], 0
     for tree in row:
         if policy.device.type == "cpu" and tokens >= _TIMED_TOKENS:
