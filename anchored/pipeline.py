@@ -19,7 +19,7 @@ from anchored import datasets_io
 from anchored import recipe as recipes
 from anchored.create.settings import CreateSettings
 from anchored.create.stage import CreateChats, create
-from anchored.errors import EvaluationError, RecipeError
+from anchored.errors import EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
@@ -47,7 +47,7 @@ SERVERS: Mapping[str, Callable[[], AbstractContextManager[Server]]] = {"pocket":
 BENCHMARKS: Mapping[str, Callable[[], Benchmark]] = {"pocket": world.PocketBenchmark}
 
 
-_TRIAL = user_prompt("Is water wet?", id="of a trial"), (Answer("It is."),)
+_TRIAL = user_prompt("Is water wet?", id="trial of the template"), (Answer("It is."),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,11 @@ def check_template(recipe: Recipe) -> None:
     from anchored.batches.render import Conversation, Renderer
     from anchored.llm.model_folder import load_tokenizer
 
-    Renderer(load_tokenizer(model_of(recipe))).one(Conversation(*_TRIAL))
+    renderer = Renderer(load_tokenizer(model_of(recipe)))
+    try:
+        renderer.one(Conversation(*_TRIAL))
+    except ModelError as error:
+        raise ModelError(f"{recipe.policy.model}: {error}") from error
 
 
 def given_rows(recipe: Recipe, progress: Progress) -> TrainingData | None:

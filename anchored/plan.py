@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anchored import pipeline
-from anchored.errors import DataError
 from anchored.progress import Progress
 from anchored.recipe import Recipe
-from anchored.report.tables import Table
+from anchored.report.tables import Table, duration
 
 if TYPE_CHECKING:
     from anchored.batches.tree import Tree
@@ -137,23 +136,17 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
 
 
 def _data(recipe: Recipe, sketch: Any, notes: _Notes) -> tuple[list[Example], DataPlan]:
-    from anchored.objectives.losses import find_objective
-    from anchored.train.examples import prepare, with_mismatched
+    from anchored.train.stage import TrainInputs, check_settings, prepare_data
 
     settings = recipe.train
     rows = pipeline.given_rows(recipe, notes)
+    objective = check_settings(settings, None if rows is None else rows.training)
     if rows is None:
         return _upper_bound(recipe, sketch.context, notes)
-    found, held_out = (prepare(part, sketch, settings) for part in (rows.training, rows.held_out))
-    if not found.kept:
-        raise DataError(f"{settings.data}: none of the rows can be trained on ({dict(found.left_out)}) {found.problem}")
-    if found.problem:
-        notes.note(found.problem)
-    examples = list(found.kept)
-    if find_objective(settings.objective.name).mismatched:
-        examples = with_mismatched(examples, examples, sketch.context, settings.seed)
-    plan = _counted(examples, settings.pairs_per_step, len(held_out.kept), dict(found.left_out), created=True)
-    return examples, plan
+    inputs = TrainInputs(pipeline.model_of(recipe), rows.training, rows.held_out)
+    data = prepare_data(inputs, sketch, objective, settings, notes)
+    plan = _counted(data.examples, settings.pairs_per_step, len(data.held_out), dict(data.left_out), created=True)
+    return list(data.examples), plan
 
 
 def _upper_bound(recipe: Recipe, context: int | None, notes: _Notes) -> tuple[list[Example], DataPlan]:
@@ -296,7 +289,7 @@ def _time_table(plan: Plan) -> Table:
         low, high = plan.seconds
         rows += [
             ("tokens per second, measured", f"{plan.tokens_per_second:,.0f}"),
-            ("all epochs, hours", f"{low / 3600:,.2f} to {high / 3600:,.2f}"),
+            ("all epochs", f"{duration(low)} to {duration(high)}"),
         ]
     note = "" if plan.seconds else "Not timed: the model does not fit here."
     return Table("Time", ("", ""), tuple(rows), note)

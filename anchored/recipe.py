@@ -117,13 +117,18 @@ def write(run: Run, recipe: Recipe) -> None:
 
 
 def changes(run: Run, recipe: Recipe) -> list[Change]:
-    """Settings that differ from the run folder's recipe and change what comes out; none for a new folder."""
+    """Settings that differ from the run folder's recipe and change what comes out; none for a new folder.
+
+    Those of an evaluation that has not begun change nothing: one may train first and choose benchmarks later.
+    """
     before = run.read_recipe()
     if before is None:
         return []
     before.pop("versions", None)
     old, new = dict(_leaves(before)), dict(_leaves(recipe.model_dump(mode="json")))
     free = set(_how_only(recipe))
+    if not run.has_begun("evaluate"):
+        free |= {key for key in (*old, *new) if key.startswith("evaluate.")}
     keys = [key for key in {**new, **old} if old.get(key, _MISSING) != new.get(key, _MISSING)]
     return [Change(key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys if key not in free]
 

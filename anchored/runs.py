@@ -59,6 +59,10 @@ class Run:
         path = self._done / f"{stage}.json"
         return json.loads(path.read_text("utf-8")) if path.exists() else None
 
+    def has_begun(self, stage: str) -> bool:
+        """Whether there is anything that the settings of `stage` shaped."""
+        return self.summary(stage) is not None or any(path.exists() for path in self._made(stage))
+
     def has_work(self) -> bool:
         """Whether anything was made here that another recipe would not have made."""
         made = (self.replies, self.reference, self.metrics, self.checkpoints, self._done)
@@ -74,16 +78,10 @@ class Run:
 
         Replies and reference log-probabilities stay: they are kept by content, and were paid for.
         """
-        made = {
-            "create": [self.pairs, self.held_out, self.refused],
-            "train": [self.metrics, self.trajectories, self.checkpoints],
-            "evaluate": [self.scores, self.answers],
-            "report": [self.report],
-        }
         for later in STAGES[STAGES.index(stage) :]:
             # the mark goes first: a kill in between must not leave a "complete" stage without its files
             (self._done / f"{later}.json").unlink(missing_ok=True)
-            for path in made[later]:
+            for path in self._made(later):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def read_recipe(self) -> dict[str, Any] | None:
@@ -99,6 +97,15 @@ class Run:
         if not isinstance(settings, dict):
             raise RecipeError(f"{self.recipe}: holds no settings; restore or delete it")
         return settings
+
+    def _made(self, stage: str) -> list[Path]:
+        """What a stage makes beside what is kept by content."""
+        return {
+            "create": [self.pairs, self.held_out, self.refused],
+            "train": [self.metrics, self.trajectories, self.checkpoints],
+            "evaluate": [self.scores, self.answers],
+            "report": [self.report],
+        }[stage]
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

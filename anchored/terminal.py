@@ -73,7 +73,7 @@ class Terminal:
         self._line(task, state)
 
     def note(self, text: str) -> None:
-        self._console.print(escape(text), highlight=False)
+        self._console.print(escape(text), highlight=False, soft_wrap=not self._console.is_terminal)
 
     def _line(self, task: str, state: _Task, left: float | None = None) -> None:
         of = f"/{state.total}" if state.total is not None else ""

@@ -208,7 +208,7 @@ def test_a_template_that_takes_no_finished_answers_ends_before_anything_is_sampl
         "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
     )
     done = anchored("run", POCKET, *TINY, f"policy.model={model}", "--out", tmp_path / "run")
-    assert_one_line(done, "chat template")
+    assert_one_line(done, f"{model}: ", "chat template")
     assert not Run(tmp_path / "run").replies.exists()
 
 

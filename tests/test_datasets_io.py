@@ -673,3 +673,10 @@ def test_a_margin_is_read_written_and_read_again(tmp_path: Path) -> None:
         write_pairs(tmp_path / name, pairs)
         assert read_rows(tmp_path / name) == pairs
         assert read_pairs(tmp_path / name).pairs == pairs
+
+
+def test_a_margin_too_large_for_a_number_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    row = {"prompt": "Why?", "chosen": "Because.", "rejected": "No idea.", "margin": 10**400}
+    file.write_text(json.dumps(row))
+    assert [pair.margin for pair in read_pairs(file).pairs] == [None]

@@ -18,7 +18,7 @@ from anchored.progress import Silent
 from anchored.records import Answer, Pair, user_prompt
 from anchored.runs import Run, read_lines
 from anchored.train.settings import TrainSettings
-from anchored.train.stage import train
+from anchored.train.stage import TrainInputs, train
 
 THINKING = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
@@ -59,7 +59,7 @@ def test_the_flat_script_trains_as_the_package_does(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     # the same settings, the paper's, are the package's defaults
-    train(Run(tmp_path / "run"), TrainSettings(threads=1), model, pairs, [], Silent())
+    train(Run(tmp_path / "run"), TrainSettings(threads=1), TrainInputs(model, pairs), Silent())
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     printed = [line.split() for line in done.stdout.splitlines() if line.startswith("step")]
     assert [words[1] for words in printed] == [f"{line['step']}/18" for line in lines]

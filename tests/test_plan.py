@@ -151,6 +151,14 @@ def test_before_pairs_exist_the_plan_is_an_upper_bound(recipe: Path) -> None:
     assert "upper bounds" in plan["notes"][0]
 
 
+def test_unpaired_rows_stop_the_plan_of_an_objective_of_pairs(recipe: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "labels.csv"
+    rows.write_text("prompt,completion,label\n" + "".join(f"Add {n} and 1.,It is {n}.,false\n" for n in range(6)))
+    done = anchored("plan", recipe, f"train.data={rows}", "train.held_out=2")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "'apo-zero', which compares two answers to a prompt, but the data is unpaired" in done.err
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -158,6 +166,8 @@ def test_before_pairs_exist_the_plan_is_an_upper_bound(recipe: Path) -> None:
         ("train.data=nowhere.jsonl", "nowhere.jsonl"),
         ("policy.model=nowhere/at/all", "nowhere/at/all: no such folder"),
         ("train.lora.targets=[query]", "train.lora.targets"),
+        ("train.optimizer.warmup_steps=9", "train.optimizer.warmup_steps is 9, but the run has only 3 steps"),
+        ("train.objective.name=my_loss:gone", "there is no module 'my_loss'"),
     ],
 )
 def test_what_would_stop_training_stops_the_plan_in_one_line(change: str, words: str, recipe: Path) -> None:

@@ -50,6 +50,14 @@ def test_in_a_log_a_task_leaves_one_line_without_control_codes() -> None:
     assert console.file.getvalue() == "  train: 3/3 in 0 s  loss 0.5\n[1] is no markup\n"
 
 
+def test_in_a_log_a_long_note_is_one_line() -> None:
+    console = Console(file=io.StringIO(), width=40)
+    with Terminal(console) as progress:
+        progress.note("a row was refused, and " * 5)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().count("\n") == 1
+
+
 def test_in_a_long_log_lines_tell_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anchored.terminal._SECONDS_BETWEEN_LOG_LINES", -1.0)
     console = Console(file=io.StringIO(), width=120)

@@ -105,6 +105,12 @@ def _enable_trees(model: PreTrainedModel) -> None:
         raise TreeUnsupportedError("its attention cannot be replaced")
     model.set_attn_implementation(attention.implementation(model.config._attn_implementation))
     _takes_trees[model] = 0
+    if find_head(model) is None:
+        warnings.warn(
+            f"the output layer of {type(model).__name__} is of an untested type or has an adapter; all logits of a row "
+            "are held at once, so lower train.tokens_per_batch if memory runs out",
+            stacklevel=3,
+        )
 
 
 def _refuse_moving_positions(config: PreTrainedConfig, trees: Sequence[Tree]) -> None:

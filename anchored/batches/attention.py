@@ -56,12 +56,16 @@ class TreeRow:
         spans = [span for segment in self.segments for span in (segment.before, (segment.start, segment.stop))]
         queries, keys = ([getattr(segment, name) for segment in self.segments] for name in ("queries", "keys"))
         return _Varlen(
-            keys=torch.cat([torch.arange(*span) for span in spans]).to(self.device),
-            query_offsets=torch.tensor([0, *accumulate(queries)], dtype=torch.int32).to(self.device),
-            key_offsets=torch.tensor([0, *accumulate(keys)], dtype=torch.int32).to(self.device),
+            keys=self._on_device(torch.cat([torch.arange(*span) for span in spans])),
+            query_offsets=self._on_device(torch.tensor([0, *accumulate(queries)], dtype=torch.int32)),
+            key_offsets=self._on_device(torch.tensor([0, *accumulate(keys)], dtype=torch.int32)),
             most_queries=max(queries),
             most_keys=max(keys),
         )
+
+    def _on_device(self, made: Tensor) -> Tensor:
+        # a copy that blocks waits for all that runs there: the backward pass of the row before
+        return made.to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)

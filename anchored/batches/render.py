@@ -118,7 +118,7 @@ class Renderer:
                 return _Texts(before, found)
         raise ModelError(
             f"pair {prompt.id!r}: the chat template does not put the answers' text after its generation prompt; "
-            "give the model a template that does, or leave the pair out"
+            "give the model a template that does"
         )
 
     def _answer_text(self, prompt: Prompt, answer: Answer, before: str, options: dict[str, Any]) -> str | None:
@@ -150,7 +150,7 @@ class Renderer:
         except Exception as error:  # whatever a template's author raises, or jinja
             raise ModelError(
                 f"pair {prompt.id!r}: the chat template refuses the conversation: {one_line(error)}; "
-                "leave the pair out, or use a model whose template takes it"
+                "use a model whose template takes it"
             ) from None
         return _encodable(prompt, str(text))
 

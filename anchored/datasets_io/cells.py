@@ -85,7 +85,7 @@ def number(value: Any) -> float | None:
     """A cell as a finite number; None for anything else."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
 

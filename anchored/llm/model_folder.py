@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -70,10 +71,10 @@ def load_model(
                 output_loading_info=True,
             )
     except Exception as error:  # transformers, safetensors and a broken config raise many kinds
-        raise ModelError(
-            f"{source}: the model cannot be loaded: {one_line(error)}; it must be a causal language model that this "
-            "version of transformers knows, without code of its own"
-        ) from error
+        way_out = _way_out(
+            error, "it must be a causal language model that this version of transformers knows, without code of its own"
+        )
+        raise ModelError(f"{source}: the model cannot be loaded: {one_line(error)}; {way_out}") from error
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
@@ -162,6 +163,14 @@ def import_peft(what: str) -> Any:
     return peft
 
 
+@contextmanager
+def without_future_warnings() -> Iterator[None]:
+    """Silence while peft is called: it uses names that transformers is about to drop."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
 def model_folder(source: str | Path) -> Path:
     """The folder of `source`, downloaded if it is a Hub id; checked to hold a config and safetensors weights."""
     folder = Path(source).expanduser()
@@ -213,14 +222,22 @@ def _shape(folder: Path, dtype: str | torch.dtype) -> PreTrainedModel:
 def _with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     peft = import_peft(f"{folder}: an adapter")
     try:
-        adapted = peft.PeftModel.from_pretrained(base, folder, torch_device=str(base.device))
+        with without_future_warnings():
+            adapted = peft.PeftModel.from_pretrained(base, folder, torch_device=str(base.device))
     except Exception as error:  # peft's, safetensors' and torch's own kinds
-        raise ModelError(
-            f"{folder}: the adapter cannot be loaded: {one_line(error)}; it must belong to {base.name_or_path}"
-        ) from error
+        way_out = _way_out(error, f"it must belong to {base.name_or_path}")
+        raise ModelError(f"{folder}: the adapter cannot be loaded: {one_line(error)}; {way_out}") from error
     if adapted.active_peft_config.is_prompt_learning:
         raise ModelError(f"{folder}: the adapter adds to the prompt; only such as change layers can be used here")
     return adapted.get_base_model().eval()
+
+
+def _way_out(error: Exception, otherwise: str) -> str:
+    from safetensors import SafetensorError
+
+    if isinstance(error, SafetensorError):
+        return "a file of weights is damaged or cut short; copy, download or make it again"
+    return otherwise
 
 
 def _may_be_hub_id(source: str | Path) -> bool:

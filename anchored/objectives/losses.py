@@ -33,7 +33,7 @@ from anchored.objectives.logps import (
     rewards,
     with_margin,
 )
-from anchored.objectives.own import import_attribute
+from anchored.objectives.own import failure, import_attribute
 from anchored.objectives.settings import ObjectiveSettings
 
 __all__ = [
@@ -86,8 +86,15 @@ def find_objective(name: str) -> Objective:
 def losses_of(
     objective: Objective, logps: PairLogps | AnswerLogps, settings: ObjectiveSettings
 ) -> Float[Tensor, " pairs_or_answers"]:
-    """The objective's losses, one for each pair or answer; a function that returns something else is named."""
-    losses = objective.function(logps, settings)
+    """The objective's losses, one for each pair or answer; a function that fails or returns something else is named."""
+    try:
+        losses = objective.function(logps, settings)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if objective in OBJECTIVES.values():
+            raise
+        raise TrainError(f"train.objective.name: {_name_of(objective.function)} fails: {failure(error)}") from error
     policy = logps.policy_chosen if isinstance(logps, PairLogps) else logps.policy
     problem = _problem(losses, policy, objective.takes)
     if problem:

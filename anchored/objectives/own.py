@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 
 from anchored.errors import RecipeError
 from anchored.runs import one_line
@@ -24,6 +25,14 @@ def import_attribute(path: str) -> object:
         where = getattr(module, "__file__", None) or module_name
         raise RecipeError(f"train.objective.name is {path!r}, but {where} has no {attribute!r}; look at its spelling")
     return getattr(module, attribute)
+
+
+def failure(error: Exception) -> str:
+    """What an objective raised, and the line of its own file that did."""
+    _, *frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {one_line(error)}{where}"
 
 
 def _why(error: Exception, module_name: str) -> str:

@@ -80,7 +80,7 @@ def facts(contents: Contents) -> list[Fact]:
         "Schedule": contents.setting("train.optimizer.schedule"),
         "Epochs": contents.setting("train.epochs"),
         "Pairs per step": contents.setting("train.pairs_per_step"),
-        "Pairs trained on": contents.summary("train").get("pairs"),
+        "Rows trained on": contents.summary("train").get("pairs"),
         "Left out of training": _counts(contents.summary("train").get("left_out") or {}),
         "Benchmarks": ", ".join(contents.setting("evaluate.benchmarks") or ()),
         "Time": _counts({stage: _took(contents, stage) for stage in ("create", "train", "evaluate")}),

@@ -75,7 +75,7 @@ def prepare(rows: Sequence[TrainingRow], policy: Policy, settings: TrainSettings
             left_out[str(Outcome.EMPTY)] += 1
             problem = problem or f"pair {rendered.id!r}: an answer has no tokens"
         else:
-            _check_fits(rendered, policy)
+            _check_fits(row, rendered, policy)
             kept.append(_example(row, rendered, _margin(row, settings)))
     return Examples(tuple(kept), left_out, problem)
 
@@ -122,10 +122,15 @@ def _margin(row: TrainingRow, settings: TrainSettings) -> float:
         return 0.0
     if row.margin is None:
         raise DataError(
-            f"pair {row.prompt.id!r} ({short(row.prompt.messages[-1].content)}) has no number in the column margin, "
+            f"{_named(row)} has no number in the column margin, "
             "which train.objective.margin asks for; add it, or give one margin for all pairs"
         )
     return row.margin
+
+
+def _named(row: TrainingRow) -> str:
+    """By id and by the prompt: an id made of the content is not found in the data."""
+    return f"pair {row.prompt.id!r} ({short(row.prompt.messages[-1].content)})"
 
 
 def _example(row: TrainingRow, rendered: Rendered, margin: float) -> Example:
@@ -155,20 +160,20 @@ def _key(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> bytes:
     return hashlib.sha256(ids.tobytes()).digest()
 
 
-def _check_fits(row: Rendered, policy: Policy) -> None:
-    prompt, answer = len(row.prompt), max(map(len, row.answers))
+def _check_fits(row: TrainingRow, rendered: Rendered, policy: Policy) -> None:
+    prompt, answer = len(rendered.prompt), max(map(len, rendered.answers))
     if policy.context is not None and prompt + answer > policy.context:
         raise TrainError(
-            f"pair {row.id!r} has {prompt} prompt and {answer} answer tokens, but the model's context is "
+            f"{_named(row)} has {prompt} prompt and {answer} answer tokens, but the model's context is "
             f"{policy.context}; lower train.max_prompt_tokens or train.max_answer_tokens so that they add up to "
             f"{policy.context} at most"
         )
     embeddings: Any = policy.model.get_input_embeddings()
     known = embeddings.weight.shape[0]
-    highest = max(_flat(row))
+    highest = max(_flat(rendered))
     if highest >= known:
         raise ModelError(
-            f"pair {row.id!r} holds token {highest}, but the model has embeddings for {known} tokens only; "
+            f"{_named(row)} holds token {highest}, but the model has embeddings for {known} tokens only; "
             "use the tokenizer that belongs to the model"
         )
 

@@ -78,7 +78,7 @@ def find_best_epoch(training: Training, run: Run) -> int | None:
 
 
 def _measure(training: Training, journal: Journal, step: int, epoch: float) -> dict[str, float]:
-    line = {"step": step, "epoch": epoch, **measure(training)}
+    line = {"step": step, "epoch": epoch, **measure(training, step)}
     if training.ranks.first:
         append_line(journal.run.trajectories, line)
         journal.trackers.log("held_out", line)

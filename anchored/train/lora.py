@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from anchored.errors import TrainError
-from anchored.llm.model_folder import import_peft, load_model
+from anchored.llm.model_folder import import_peft, load_model, without_future_warnings
 from anchored.train.settings import LoraSettings
 
 
@@ -40,6 +41,8 @@ def add_adapter(model: PreTrainedModel, base: str | Path, settings: LoraSettings
                 f"train.lora.targets: none of {targets!r} is among the model's linear layers ({_linear_names(model)}); "
                 "name some of these, or all-linear"
             ) from error
+    if settings.merge:
+        _check_mergeable(model)
     config.base_model_name_or_path = str(Path(base).resolve() if Path(base).is_dir() else base)
     weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for parameter in weights.values():
@@ -63,7 +66,10 @@ def merged(base: str | Path, adapters: Mapping[str, Tensor], config: Any, dtypes
 
     Each parameter is rounded once, to its type in `dtypes`.
     """
-    adapted = import_peft("train.lora").get_peft_model(load_model(base, dtype=torch.float32), config)
+    # peft writes the base's name into the configuration, and warns where another stood
+    config = replace(config, base_model_name_or_path=None)
+    with without_future_warnings():
+        adapted = import_peft("train.lora").get_peft_model(load_model(base, dtype=torch.float32), config)
     parameters = dict(adapted.get_base_model().named_parameters())
     for name, adapter in adapters.items():
         parameters[name].copy_(adapter)
@@ -93,6 +99,18 @@ def quantization(settings: LoraSettings | None, device: torch.device) -> BitsAnd
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+
+
+def _check_mergeable(model: PreTrainedModel) -> None:
+    """Where input and output embeddings are one weight, what is added to it for one of them changes the other too."""
+    layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    shared = {id(getattr(layer, "base_layer", layer).weight) for layer in layers}
+    adapted = [name for name, module in model.named_modules() if module in layers and hasattr(module, "base_layer")]
+    if len(shared) == 1 and adapted:
+        raise TrainError(
+            f"train.lora.targets: {adapted[0]} is one weight with the other end of the model (tied embeddings), so its "
+            "adapter cannot be merged; leave it out, or set train.lora.merge to false"
+        )
 
 
 def _linear_names(model: PreTrainedModel) -> str:

@@ -22,7 +22,7 @@ class OptimizerSettings(Settings):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the rate first rises."""
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """AdamW's decoupled decay; with RMSprop an L2 penalty."""
+    """AdamW's decoupled decay, of all weights, norms and biases too; with RMSprop an L2 penalty."""
     max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Scale gradients down to this norm when they exceed it; null leaves them as they are."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -81,6 +81,16 @@ class TrainInputs:
     """Measured with, never trained on."""
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """What is trained on and measured with, as model and objective see it."""
+
+    examples: Sequence[Example]
+    held_out: Sequence[Example]
+    left_out: Mapping[str, int]
+    """Rows that are not among `examples`, by outcome."""
+
+
 def train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Progress) -> TrainSummary:
     """Train the model, measuring on the held-out rows; a complete run only returns its summary.
 
@@ -122,6 +132,37 @@ def train_as_rank(run: Run, settings: TrainSettings, inputs: TrainInputs, progre
         ) from None
 
 
+def check_settings(settings: TrainSettings, rows: Sequence[TrainingRow] | None) -> Objective:
+    """The objective; raises for what is not installed, and for rows that it cannot take (None: there are none yet).
+
+    Quick: no model is loaded for it.
+    """
+    check_installed(settings.trackers)
+    objective = find_objective(settings.objective.name)
+    if rows is not None:
+        _check_rows(rows, objective, settings)
+    return objective
+
+
+def prepare_data(
+    inputs: TrainInputs, policy: Policy, objective: Objective, settings: TrainSettings, progress: Progress
+) -> PreparedData:
+    """The rows as the objective needs them; raises where they or the settings leave nothing to train or compare."""
+    prepared, held_out = (prepare(rows, policy, settings) for rows in (inputs.rows, inputs.held_out))
+    _check_enough(prepared, settings)
+    _tell_left_out("training", prepared, progress)
+    _tell_left_out("the held-out rows", held_out, progress)
+    _check_used(prepared.kept, held_out.kept, objective, settings)
+    if not objective.mismatched:
+        return PreparedData(prepared.kept, held_out.kept, prepared.left_out)
+    donors = prepared.kept if len(_prompts(held_out.kept)) < 2 else held_out.kept
+    return PreparedData(
+        examples=with_mismatched(prepared.kept, prepared.kept, policy.context, settings.seed),
+        held_out=with_mismatched(held_out.kept, donors, policy.context, settings.seed),
+        left_out=prepared.left_out,
+    )
+
+
 def _local_ranks(settings: TrainSettings, device: str) -> int:
     """How many processes of this machine train together."""
     gpus = torch.cuda.device_count() if device == "cuda" else None
@@ -137,18 +178,10 @@ def _train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Pro
     run.folder.mkdir(parents=True, exist_ok=True)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    objective = find_objective(settings.objective.name)
-    check_installed(settings.trackers)
-    _check_rows(inputs.rows, objective, settings)
+    objective = check_settings(settings, inputs.rows)
     policy = load_policy(inputs.model, settings, ranks)
-    prepared, held_out = (prepare(rows, policy, settings) for rows in (inputs.rows, inputs.held_out))
-    _check_enough(prepared, settings, progress)
-    _check_used(prepared.kept, held_out.kept, objective, settings)
-    examples, held_out_examples = prepared.kept, held_out.kept
-    if objective.mismatched:
-        donors = examples if len(_prompts(held_out_examples)) < 2 else held_out_examples
-        held_out_examples = with_mismatched(held_out_examples, donors, policy.context, settings.seed)
-        examples = with_mismatched(examples, examples, policy.context, settings.seed)
+    data = prepare_data(inputs, policy, objective, settings, progress)
+    examples, held_out_examples = data.examples, data.held_out
     if ranks.first:
         _warn_of_memory(policy, inputs.model, examples, settings, progress)
     everything = (*examples, *held_out_examples)
@@ -164,21 +197,21 @@ def _train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Pro
     tracked = _tracked(run, settings, point)
     if ranks.first:
         _forget_after(point.step, training, run)
-    facts = _card_facts(training, inputs, prepared)
+    facts = _card_facts(training, inputs, data.left_out)
     with Trackers(settings.trackers if ranks.first else (), tracked, progress) as trackers:
         point = run_steps(training, point, Journal(run, trackers, progress, facts))
-    return _summary(training, run, prepared, reference, point)
+    return _summary(training, run, data.left_out, reference, point)
 
 
 def _summary(
-    training: Training, run: Run, prepared: Examples, reference: Reference, point: ResumePoint
+    training: Training, run: Run, left_out: Mapping[str, int], reference: Reference, point: ResumePoint
 ) -> TrainSummary:
     epochs = range(1, training.settings.epochs + 1)
     best = find_best_epoch(training, run)
     return TrainSummary(
         pairs=len(training.examples),
         held_out=len(training.held_out),
-        left_out=dict(prepared.left_out),
+        left_out=dict(left_out),
         steps=training.steps,
         checkpoints={
             checkpoint_name(epoch): epoch * training.steps_per_epoch
@@ -198,7 +231,7 @@ def _tracked(run: Run, settings: TrainSettings, point: ResumePoint) -> TrackedRu
     return TrackedRun(run.folder, recipe, done=point.step, seen=seen)
 
 
-def _card_facts(training: Training, inputs: TrainInputs, prepared: Examples) -> CardFacts:
+def _card_facts(training: Training, inputs: TrainInputs, left_out: Mapping[str, int]) -> CardFacts:
     methods = {row.method for row in inputs.rows if isinstance(row, Pair) and row.method}
     return CardFacts(
         base_model=inputs.model,
@@ -208,7 +241,7 @@ def _card_facts(training: Training, inputs: TrainInputs, prepared: Examples) -> 
         paired=training.examples[0].paired,
         methods=tuple(sorted(methods)),
         held_out=len(training.held_out),
-        left_out=prepared.left_out,
+        left_out=left_out,
         steps=training.steps,
     )
 
@@ -251,22 +284,30 @@ def _prompts(examples: Sequence[Example]) -> set[tuple[int, ...]]:
     return {example.tree.prompt for example in examples}
 
 
-def _check_enough(prepared: Examples, settings: TrainSettings, progress: Progress) -> None:
-    left_out = ", ".join(f"{count} {outcome}" for outcome, count in prepared.left_out.items())
+def _check_enough(prepared: Examples, settings: TrainSettings) -> None:
+    left_out = _counted(prepared.left_out)
     if not prepared.kept and prepared.problem:
         raise ModelError(f"none of the pairs can be trained on ({left_out}): {prepared.problem}")
     if not prepared.kept:
         raise DataError(
             f"none of the pairs can be trained on ({left_out}); give other data, or raise train.max_answer_tokens"
         )
-    if left_out:
-        progress.note(f"left out of training: {left_out}" + (f" ({prepared.problem})" if prepared.problem else ""))
     steps = settings.epochs * math.ceil(len(prepared.kept) / step_size(prepared.kept[0], settings))
     if settings.optimizer.warmup_steps >= steps:
         raise TrainError(
             f"train.optimizer.warmup_steps is {settings.optimizer.warmup_steps}, but the run has only {steps} steps; "
             "lower it, or raise train.epochs"
         )
+
+
+def _tell_left_out(of: str, examples: Examples, progress: Progress) -> None:
+    if examples.left_out:
+        problem = f" ({examples.problem})" if examples.problem else ""
+        progress.note(f"left out of {of}: {_counted(examples.left_out)}{problem}")
+
+
+def _counted(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in left_out.items())
 
 
 def _check_used(

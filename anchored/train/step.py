@@ -83,7 +83,9 @@ def take_step(training: Training, step: int) -> dict[str, float]:
         training.ranks.sum_gradients(training.policy.weights.values())
     grad_norm = clip_gradients(training.policy.weights.values(), settings.optimizer.max_grad_norm)
     line = measured.line(grad_norm)
-    _check_finite(step, settings, line, measured)
+    _check_finite(
+        f"step {step}: the loss is {line['loss']} and the gradient's norm {line['grad_norm']}", settings, line, measured
+    )
     lr = learning_rate(settings.optimizer, step - 1, training.steps)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -104,12 +106,14 @@ def take_step(training: Training, step: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def measure(training: Training) -> dict[str, float]:
-    """Loss, logps and rewards on the held-out pairs."""
+def measure(training: Training, step: int) -> dict[str, float]:
+    """Loss, logps and rewards on the held-out pairs, after step number `step`."""
     measured = _Measured(training, training.held_out)
     for batch, logps in _with_step_means(training, measured.batches):
         measured.add(batch, logps, losses_of(training.objective, logps, training.settings.objective))
-    return measured.line()
+    line = measured.line()
+    _check_finite(f"after step {step}: the held-out loss is {line['loss']}", training.settings, line, measured)
+    return line
 
 
 def examples_of(training: Training, step: int) -> list[Example]:
@@ -293,13 +297,13 @@ def _units(objective: Objective, examples: Sequence[Example]) -> int:
     return max(1, sum(tokens for label, tokens in labelled if label))
 
 
-def _check_finite(step: int, settings: TrainSettings, line: Mapping[str, float], measured: _Measured) -> None:
-    if math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]):
+def _check_finite(problem: str, settings: TrainSettings, line: Mapping[str, float], measured: _Measured) -> None:
+    if math.isfinite(line["loss"]) and math.isfinite(line.get("grad_norm", 0.0)):
         return
-    ids = measured.not_finite() or [example.id for example in measured.examples]
+    # each once: a pair has two answers, and a prompt may stand in several rows
+    ids = list(dict.fromkeys(measured.not_finite() or [example.id for example in measured.examples]))
     named = ", ".join(map(repr, ids[:_NAMED])) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
     raise TrainError(
-        f"step {step}: the loss is {line['loss']} and the gradient's norm {line['grad_norm']}, with the pairs {named}; "
-        f"lower train.optimizer.lr (now {settings.optimizer.lr:g}), set train.optimizer.max_grad_norm, or look at "
-        "those pairs; what was saved before stays as it is"
+        f"{problem}, with the pairs {named}; lower train.optimizer.lr (now {settings.optimizer.lr:g}), set "
+        "train.optimizer.max_grad_norm, or look at those pairs; what was saved before stays as it is"
     )

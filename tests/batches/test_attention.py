@@ -9,6 +9,7 @@ import pytest
 import torch
 from plain_scores import random_trees, relative, row_paths
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anchored.batches.attention import TreeRow, TreeUnsupportedError, tree_attention
 from anchored.batches.tree import Tree, lay, plant
@@ -81,3 +82,26 @@ def test_what_a_row_cannot_express_is_refused(options: dict[str, Any], reason: s
     row = TreeRow(lay([plant([1], [[2], [3]])]).segments, CPU)
     with pytest.raises(TreeUnsupportedError, match=reason):
         tree_attention(nn.Module(), *torch.zeros(3, 1, 2, 3, 4), None, tree_row=row, **options)
+
+
+def test_what_a_row_sends_to_the_device_waits_for_nothing_there() -> None:
+    row = lay(long_trees(Random(0)))
+    with _Copies() as copies:
+        row.to("meta")
+        assert TreeRow(row.segments, torch.device("meta")).varlen.keys.is_meta
+    assert len(copies.blocking) == 9
+    assert not any(copies.blocking)
+
+
+class _Copies(TorchDispatchMode):
+    """Whether each copy to another device blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocking: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default:
+            self.blocking.append(not kwargs.get("non_blocking"))
+        return func(*args, **kwargs)

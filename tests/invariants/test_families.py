@@ -180,6 +180,9 @@ def test_types_never_tested_are_compared_first_and_score_through_their_own_head(
     assert find_head(model) is None
     assert_scores_like(copy.deepcopy(model), model, random_trees(Random(name), 4, 3), 2e-5)
     assert not fallbacks(recwarn)
+    told = [str(warning.message) for warning in recwarn if "logits of a row" in str(warning.message)]
+    assert len(told) == 1
+    assert type(model).__name__ in told[0]
 
 
 class ForgetfulConfig(transformers.MistralConfig):

@@ -98,7 +98,7 @@ def _change(name: str, **values: object) -> Callable[[Path], None]:
         (_remove("model.safetensors"), "no weights"),
         (_only_pickle, "pytorch_model.bin.*safetensors"),
         (_without_a_weight, "layers.1.mlp.up_proj.weight"),
-        (_cut_weights, "cannot be loaded"),
+        (_cut_weights, "cannot be loaded: .*; a file of weights is damaged or cut short; copy"),
         (_change("config.json", model_type="unheard-of"), "cannot be loaded"),
         (
             _change(

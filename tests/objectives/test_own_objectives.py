@@ -55,6 +55,10 @@ def a_mean(logps, settings):
     return logps.policy_chosen.mean()
 
 
+def misspelt(logps, settings):
+    return torch.stack([logps.policy_choosen])
+
+
 def cut_off(logps, settings):
     return logps.policy_chosen.detach() ** 2
 """
@@ -133,6 +137,14 @@ def test_a_wrong_result_is_said_on_one_line(function: str, says: str) -> None:
     objective = find_objective(f"my_losses:{function}")
     with pytest.raises(TrainError, match=rf"train\.objective\.name: my_losses:{function} {re.escape(says)}"):
         losses_of(objective, draw_pairs(), make_settings(f"my_losses:{function}"))
+
+
+def test_a_function_that_fails_is_said_with_its_line() -> None:
+    objective, settings = find_objective("my_losses:misspelt"), make_settings("my_losses:misspelt")
+    line = 1 + MODULE.splitlines().index("    return torch.stack([logps.policy_choosen])")
+    says = rf"my_losses:misspelt fails: AttributeError: .*policy_choosen.* \(.*my_losses\.py, line {line}\)$"
+    with pytest.raises(TrainError, match=says):
+        losses_of(objective, draw_pairs(), settings)
 
 
 def test_held_out_pairs_need_no_gradient() -> None:

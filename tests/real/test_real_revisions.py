@@ -22,7 +22,7 @@ from anchored.progress import Silent
 from anchored.records import Message, user_prompt
 from anchored.runs import Run, read_lines
 from anchored.train.settings import TrainSettings
-from anchored.train.stage import train
+from anchored.train.stage import TrainInputs, train
 
 DATA = Path(os.environ.get("ANCHORED_REAL_DATA") or Path(__file__).parents[3] / "shared" / "data")
 TRIPLES = DATA / "clair" / "triples.jsonl"
@@ -124,9 +124,7 @@ def test_the_real_pairs_train_a_small_model_and_the_loss_falls(tmp_path: Path) -
     train(
         run,
         TrainSettings.model_validate({**settings, "optimizer": {"name": "rmsprop", "lr": 1e-4}}),
-        save_folder(tmp_path / "model"),
-        read_rows(run.pairs)[:8],
-        read_rows(run.pairs)[8:],
+        TrainInputs(save_folder(tmp_path / "model"), read_rows(run.pairs)[:8], read_rows(run.pairs)[8:]),
         Silent(),
     )
     losses = [line["loss"] for line in read_lines(run.metrics)]

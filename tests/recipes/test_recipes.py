@@ -97,6 +97,17 @@ def test_how_a_run_is_done_may_change(tmp_path: Path) -> None:
     assert run.read_recipe()["train"]["tokens_per_batch"] == 100  # type: ignore[index]
 
 
+def test_benchmarks_may_be_chosen_after_training(tmp_path: Path) -> None:
+    path, run = write(tmp_path / "least.yaml", LEAST), Run(tmp_path / "run")
+    recipes.begin(run, recipes.load(path))
+    run.complete("train", {})
+    recipes.begin(run, recipes.load(path, ["evaluate.benchmarks=[questions.jsonl]"]))
+    run.scores.write_text("")
+    recipes.begin(run, recipes.load(path, ["evaluate.benchmarks=[questions.jsonl]"]))
+    with pytest.raises(RecipeError, match=r"evaluate\.benchmarks is \[\].*--redo evaluate"):
+        recipes.begin(run, recipes.load(path, ["evaluate.benchmarks=[]"]))
+
+
 def test_the_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     recipe = recipes.load(RECIPES[0])

@@ -156,6 +156,21 @@ def test_a_loss_that_is_no_number_ends_training_and_spoils_nothing(model: Path, 
     assert all(weight.isfinite().all() for weight in weights(tmp_path / "checkpoints" / "epoch-01").values())
 
 
+def test_weights_under_which_the_held_out_loss_is_no_number_are_not_saved(model: Path, tmp_path: Path) -> None:
+    settings = make_settings(optimizer={"lr": 1e30}, epochs=1, pairs_per_step=8)
+    says = r"after step 1: the held-out loss is nan, with the pairs '\w+'.*; lower train\.optimizer\.lr"
+    with pytest.raises(TrainError, match=says):
+        trained(tmp_path, model, settings, make_pairs(8), make_pairs(2, seed=1))
+    assert not (tmp_path / "checkpoints").exists()
+    assert [line["step"] for line in read_lines(tmp_path / "trajectories.jsonl")] == [0]
+
+
+def test_an_error_names_each_pair_once_also_where_its_answers_count_by_themselves(model: Path, tmp_path: Path) -> None:
+    settings = make_settings(objective={"name": "apo-zero-unpaired"}, optimizer={"lr": 1e30}, pairs_per_step=2)
+    with pytest.raises(TrainError, match=r"step 2: .*, with the pairs ('\w+'), (?!\1)'\w+'; lower"):
+        trained(tmp_path, model, settings, make_pairs(4))
+
+
 def test_only_the_pair_whose_loss_is_no_number_is_named_and_what_was_saved_still_trains(
     model: Path, tmp_path: Path
 ) -> None:

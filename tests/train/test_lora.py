@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def test_only_adapters_change_and_only_they_have_gradients(model: Path, tmp_path
 def test_the_reference_is_the_model_without_its_adapters(targets: Any, model: Path, tmp_path: Path) -> None:
     settings = lora_settings({"targets": targets})
     policy = load_policy(model, settings)
-    trees = [example.tree for example in moved(policy, settings, tmp_path).examples]
+    with pytest.warns(UserWarning, match="all logits of a row") if "lm_head" in targets else nullcontext():
+        trees = [example.tree for example in moved(policy, settings, tmp_path).examples]
     base = answer_logps_plain(load_model(model), trees, CPU)
     with torch.no_grad():
         with policy.as_started():
@@ -153,6 +155,14 @@ def test_a_merged_checkpoint_is_the_model_with_its_adapters(dtype: torch.dtype, 
         assert answers(adapter) == answers(whole) != answers(start)
 
 
+@pytest.mark.filterwarnings("error")
+def test_merging_and_loading_warn_of_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_folder(tmp_path / "start")
+    monkeypatch.chdir(tmp_path)  # a base named by a relative path
+    trained(tmp_path / "run", Path("start"), lora_settings({"merge": True}, epochs=1), PAIRS)
+    load_model(run.checkpoints / "epoch-01")
+
+
 def test_frozen_weights_keep_their_precision_and_adapters_are_float32(tmp_path: Path) -> None:
     start = save_folder(tmp_path / "start", dtype=torch.bfloat16)
     settings = lora_settings(precision="bfloat16")
@@ -194,6 +204,17 @@ def test_what_cannot_be_adapted_is_named_in_one_line(lora: dict[str, Any], words
     with pytest.raises(TrainError, match=words) as raised:
         load_policy(model, lora_settings(lora, device="cpu"))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_tied_embeddings_is_never_merged_into_both(target: str, model: Path, tmp_path: Path) -> None:
+    tied = save_folder(tmp_path, tied=True)
+    targets = {"targets": [target, "q_proj"]}
+    with pytest.raises(TrainError, match=rf"train\.lora\.targets: \S*{target} .* set train\.lora\.merge to false"):
+        load_policy(tied, lora_settings(targets | {"merge": True}))
+    load_policy(model, lora_settings(targets | {"merge": True}))
+    with pytest.warns(UserWarning, match="tie_word_embeddings"):
+        load_policy(tied, lora_settings(targets))
 
 
 def test_without_peft_the_way_out_is_named(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

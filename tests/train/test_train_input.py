@@ -38,11 +38,16 @@ def test_pairs_that_cannot_teach_are_left_out_and_counted(model: Path, tmp_path:
     refused = replace(refused, outcome=Outcome.LEAK)
     # these differ in their last words only, which are cut off
     settings = make_settings(max_answer_tokens=12)
-    summary = trained(tmp_path, model, settings, [good, same, refused, cut], held_out=[same])
+    notes = Notes()
+    summary = trained(tmp_path, model, settings, [good, same, refused, cut], [same], notes)
     assert summary.pairs == 1
     assert summary.held_out == 0
     assert summary.left_out == {"identical": 2, "leak": 1}
     assert not Run(tmp_path).trajectories.exists()
+    assert notes.text.splitlines() == [
+        "left out of training: 1 leak, 2 identical",
+        "left out of the held-out rows: 1 identical",
+    ]
 
 
 def test_only_pairs_that_cannot_teach_is_an_error_that_counts_them(model: Path, tmp_path: Path) -> None:
