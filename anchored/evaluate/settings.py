@@ -10,6 +10,13 @@ from anchored.llm.settings import SampleSettings
 from anchored.settings import Settings
 
 
+class GreedySettings(SampleSettings):
+    """Answers of a model in this process, the likeliest token each time unless set otherwise."""
+
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """0 is greedy."""
+
+
 class EvaluateSettings(Settings):
     """The `evaluate:` section of a recipe."""
 
@@ -19,7 +26,7 @@ class EvaluateSettings(Settings):
     """Names of benchmarks, or paths of question files (JSONL with prompt, answer and, if you like, category)."""
     checkpoints: Literal["all", "last"] = "all"
     """Which checkpoints answer beside the starting model; the paper takes every epoch's."""
-    sample: SampleSettings = SampleSettings(temperature=0.0)
+    sample: GreedySettings = GreedySettings()
     """How the model answers; greedy by default."""
     resamples: int = Field(default=2000, ge=100)
     """Bootstrap resamples behind each interval."""

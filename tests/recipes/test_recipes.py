@@ -97,6 +97,13 @@ def test_how_a_run_is_done_may_change(tmp_path: Path) -> None:
     assert run.read_recipe()["train"]["tokens_per_batch"] == 100  # type: ignore[index]
 
 
+def test_one_setting_of_a_section_leaves_the_others_at_their_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path / "least.yaml", LEAST)
+    sample = recipes.load(path, ["evaluate.sample.max_tokens=64"]).evaluate.sample
+    assert (sample.temperature, sample.max_tokens) == (0.0, 64)
+    assert recipes.load(path).evaluate.sample.temperature == 0.0
+
+
 def test_benchmarks_may_be_chosen_after_training(tmp_path: Path) -> None:
     path, run = write(tmp_path / "least.yaml", LEAST), Run(tmp_path / "run")
     recipes.begin(run, recipes.load(path))
