@@ -130,7 +130,7 @@ def load_resume_point(
         for name, weight in policy.weights.items():
             saved.read(f"weight {name}", weight.data, ranks)
             optimizer.state[weight] = {
-                kind: saved.read(f"{kind} {name}", _like(kind, weight), ranks)
+                kind: saved.read(f"{kind} {name}", _like(kind, weight, optimizer), ranks)
                 for kind in saved.kinds
                 if saved.holds(f"{kind} {name}")
             }
@@ -223,9 +223,14 @@ class _Saved:
         return into
 
 
-def _like(kind: str, weight: Tensor) -> Tensor:
-    """An empty tensor of the optimizer's: as large as the weight, or the number of steps, which lies on the CPU."""
-    return torch.zeros(()) if kind == "step" else torch.zeros_like(weight.detach())
+def _like(kind: str, weight: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    """An empty tensor of the optimizer's: as large as the weight, or the number of steps.
+
+    That lies on the CPU, but beside the weight where one kernel does the whole update.
+    """
+    if kind == "step":
+        return torch.zeros((), device=weight.device if optimizer.defaults.get("fused") else "cpu")
+    return torch.zeros_like(weight.detach())
 
 
 @contextmanager
@@ -245,8 +250,10 @@ def _full_disk_told(path: Path) -> Iterator[None]:
 
 def _check_same(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
     for name in {**before, **now}:
-        if before.get(name) != now.get(name):
-            raise TrainError(
-                f"{path}: training was begun with {name} {before.get(name)}, not {now.get(name)}; "
-                "give the old value back, or delete this folder to train from the beginning"
-            )
+        if before.get(name) == now.get(name):
+            continue
+        if name.startswith("train."):
+            problem = f"training was begun with {name} {before.get(name)}, not {now.get(name)}; give the old value back"
+        else:  # known by a hash, which tells nobody anything
+            problem = f"training was begun with other contents of {name}; restore them"
+        raise TrainError(f"{path}: {problem}, or delete this folder to train from the beginning")

@@ -79,7 +79,7 @@ def test_other_settings_or_pairs_do_not_go_on_from_a_saved_moment(model: Path, t
     interrupted(tmp_path, model)
     with pytest.raises(TrainError, match=r"resume: training was begun with train\.epochs 2, not 5"):
         trained(tmp_path, model, make_settings(epochs=5), make_pairs(6))
-    with pytest.raises(TrainError, match=r"begun with the pairs \w+, not \w+; .* delete this folder"):
+    with pytest.raises(TrainError, match=r"begun with other contents of the pairs; .* delete this folder"):
         trained(tmp_path, model, make_settings(), make_pairs(6, seed=1))
     assert Run(tmp_path).summary("train") is None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_models import save_folder
 from train_killed import HELD_OUT, PAIRS, SETTINGS
-from training_pairs import steady, trained
+from training_pairs import InterruptAt, make_pairs, make_settings, steady, trained
 
 from anchored.runs import Run, read_lines
 
@@ -66,3 +66,15 @@ def test_a_complete_run_is_left_alone(undisturbed: Run, model: Path) -> None:
     summary = trained(undisturbed.folder, model, SETTINGS, PAIRS, HELD_OUT)
     assert summary.steps == 15
     assert before == {path: path.stat().st_mtime_ns for path in undisturbed.folder.rglob("*")}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
+def test_a_run_on_a_gpu_goes_on_where_it_was(name: str, model: Path, tmp_path: Path) -> None:
+    settings = make_settings(device="cuda", save_every_steps=1, optimizer={"name": name, "lr": 1e-4})
+    trained(tmp_path / "whole", model, settings, make_pairs(8))
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", model, settings, make_pairs(8), progress=InterruptAt("train", 3))
+    trained(tmp_path / "cut", model, settings, make_pairs(8))
+    whole, cut = ([line["loss"] for line in read_lines(tmp_path / run / "metrics.jsonl")] for run in ("whole", "cut"))
+    assert cut == pytest.approx(whole, rel=1e-4)
