@@ -66,6 +66,7 @@ Limit = Annotated[
     int | None, typer.Option(help="Use at most N prompts, and N questions of each benchmark.", metavar="N")
 ]
 Redo = Annotated[Stage | None, typer.Option(help="Do STAGE and what follows again; paid replies are kept.")]
+AnyOut = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/RECIPE if left out.")]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")]
 
 
@@ -85,9 +86,7 @@ def demo(
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/RECIPE if left out.")
-    ] = None,
+    out: AnyOut = None,
     until: Annotated[Stage | None, typer.Option(help="Stop after this stage.")] = None,
     limit: Limit = None,
     redo: Redo = None,
@@ -160,9 +159,7 @@ def contrast(
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/RECIPE if left out.")
-    ] = None,
+    out: AnyOut = None,
     limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -120,11 +120,6 @@ def fullest_row(examples: Sequence[Example], settings: TrainSettings, tokens: in
     return fullest
 
 
-def row_of(tree: Tree, settings: TrainSettings, tokens: int) -> list[Tree]:
-    """So many copies of a tree as share a row."""
-    return [tree] * max(1, min(settings.pairs_per_step, tokens // tree.size))
-
-
 def available_memory(device: str) -> int:
     """Bytes that can still be had: a GPU's free memory, or what the machine or this container has left."""
     if device == "cuda":
