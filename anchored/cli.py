@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from anchored.errors import AnchoredError, RecipeError
+from anchored.process import settle_environment
 from anchored.progress import Silent
 from anchored.runs import STAGES, Run
 from anchored.train.launch import speaks, under_launcher
@@ -192,11 +193,7 @@ def schema() -> None:
 
 def main() -> None:
     """Entry point: whatever happens ends in an exit code and, if it is an error, one line that says what to do."""
-    # the same sums in the same order on any number of threads, so that a resumed run draws the same samples; read when
-    # torch is imported, as is the next
-    os.environ.setdefault("MKL_CBWR", "AUTO")
-    # threads that wait shall not keep others' work from the cores: several times faster on a busy machine
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    settle_environment()
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     # a job manager's SIGTERM is as clean an end as Ctrl-C

@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from anchored.process import settle_environment
+
 PAIRS_PER_STEP = 16
 
 
@@ -64,6 +66,8 @@ def peak_megabytes(device: str = "cpu") -> float:
 
 
 def run_ours(folder: Path, watch: Watch, arguments: argparse.Namespace) -> dict[str, Any]:
+    # as the command `anchored` does, before torch is there
+    settle_environment()
     from comparison_data import read_pairs, settings
 
     from anchored.runs import Run, read_lines

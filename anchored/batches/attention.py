@@ -38,6 +38,9 @@ _HAS_VARLEN = varlen_attn is not None and "enable_gqa" in signature(varlen_attn)
 _CHUNK = 128
 """Queries per matrix product on CPU: a later chunk's keys need no masked half for an earlier chunk's queries."""
 
+_KEPT_BYTES = 2**25
+"""Probabilities of a layer that are kept for the backward pass rather than computed again, off CUDA."""
+
 
 class TreeUnsupportedError(Exception):
     """This model's attention asks for what a tree row cannot give; its answers are scored one by one."""
@@ -195,8 +198,8 @@ def _varlen_attention(
 class _SegmentAttention(torch.autograd.Function):
     """Softmax attention by matrix products, one chunk of queries at a time.
 
-    Neither probabilities nor scores are kept: the backward pass computes them again. In here states are
-    head-major, and the query heads that share a key head are rows of one product: no key is copied for them.
+    Up to `_KEPT_BYTES` of probabilities are kept; of longer answers, the backward pass computes them again. In here
+    states are head-major, and the query heads that share a key head are rows of one product: no key is copied for them.
     """
 
     @staticmethod
@@ -211,23 +214,31 @@ class _SegmentAttention(torch.autograd.Function):
     ) -> Float[Tensor, "tokens heads value_dim"]:
         group = q.shape[1] // k.shape[1]
         rows, keys, values = _rows(q * rule.scale, group), _rows(k, 1), _rows(v, 1)
-        ctx.save_for_backward(rows, keys, values, sinks)
-        ctx.segments, ctx.rule, ctx.group = segments, rule, group
-        out = rows.new_empty(*rows.shape[:2], values.shape[-1])
-        for chunk in _chunks(segments, group, rule.window):
+        chunks = tuple(_chunks(segments, group, rule.window))
+        keep = any(ctx.needs_input_grad) and not q.is_cuda and rule.softcap is None and sinks is None
+        keep = keep and sum(chunk.scores for chunk in chunks) * k.shape[1] * k.element_size() <= _KEPT_BYTES
+        out, kept = rows.new_empty(*rows.shape[:2], values.shape[-1]), []
+        for chunk in chunks:
             p = _probabilities(rows[:, chunk.rows], chunk.gather(keys), sinks, chunk, rule).keys
             out[:, chunk.rows] = torch.bmm(p, chunk.gather(values))
+            if keep:
+                kept.append(p)
+        ctx.save_for_backward(rows, keys, values, sinks, *kept)
+        ctx.chunks, ctx.rule, ctx.group = chunks, rule, group
         return _tokens(out, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, "tokens heads value_dim"]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        rows, keys, values, sinks = ctx.saved_tensors
+        rows, keys, values, sinks, *kept = ctx.saved_tensors
         grad_out = _rows(grad, ctx.group)
         grad_rows, grad_keys, grad_values = torch.empty_like(rows), torch.zeros_like(keys), torch.zeros_like(values)
         grad_sinks = None if sinks is None else torch.zeros_like(sinks)
-        for chunk in _chunks(ctx.segments, ctx.group, ctx.rule.window):
+        for index, chunk in enumerate(ctx.chunks):
             q, out, k = rows[:, chunk.rows], grad_out[:, chunk.rows], chunk.gather(keys)
-            p, slope, sunk = _probabilities(q, k, sinks, chunk, ctx.rule)
+            if kept:
+                p, slope, sunk = _Probabilities(kept[index], None, None)
+            else:
+                p, slope, sunk = _probabilities(q, k, sinks, chunk, ctx.rule)
             chunk.accumulate(grad_values, p, out)
             # the softmax's gradient: p (dp - sum(p dp))
             ds = torch.bmm(out, chunk.gather(values).transpose(1, 2)).mul_(p)
@@ -254,6 +265,12 @@ class _Chunk:
     before: slice
     hidden: int
     """So many of the first keys have left the last query's window, one less the query before's, and so on."""
+
+    @property
+    def scores(self) -> int:
+        """Of one key head."""
+        keys = self.own.stop - self.own.start + self.before.stop - self.before.start
+        return (self.rows.stop - self.rows.start) * keys
 
     def gather(self, x: Float[Tensor, "heads tokens dim"]) -> Float[Tensor, "heads keys dim"]:
         own = x[:, self.own]

@@ -17,11 +17,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from anchored.batches.fused import product
 
-_TILE_BYTES = {False: 2**24, True: 2**30}
-"""Logits computed at a time, by whether on CUDA: on CPU what its caches like, on CUDA what keeps the products large."""
+_TILE_BYTES = {False: 2**27, True: 2**30}
+"""Logits held at a time, by whether on CUDA: what keeps the products large."""
 
-_KEPT_BYTES = 2**27
-"""Logits of a row that are kept for the backward pass rather than computed again."""
+_CACHED_BYTES = 2**20
+"""Logits that the elementwise work on a CPU takes at a time: what stays in a core's cache from one pass to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,8 @@ def at_least_fp32(x: Tensor) -> Tensor:
 class _TiledLogps(torch.autograd.Function):
     """`target_logps`, one tile of states at a time.
 
-    Up to `_KEPT_BYTES` of logits are kept for the backward pass; more are computed again there.
+    A single tile is kept for the backward pass, which begins with it and would need that memory again; where there are
+    more, they are computed again.
     """
 
     @staticmethod
@@ -108,38 +109,40 @@ class _TiledLogps(torch.autograd.Function):
         shaping: Shaping,
     ) -> Float[Tensor, " scored"]:
         rows = max(1, _TILE_BYTES[states.is_cuda] // (4 * weight.shape[0]))
-        keep = 4 * weight.shape[0] * len(states) <= _KEPT_BYTES and any(ctx.needs_input_grad)
-        logps, norms, kept = [], [], []
+        logps, norms, kept = [], [], None
         for tile, target in zip(states.split(rows), targets.split(rows), strict=True):
             logits = _logits(tile, weight, bias, shaping)
-            norms.append(logits.logsumexp(-1, keepdim=True))
-            logps.append((logits.gather(-1, target[:, None]) - norms[-1]).squeeze(-1))
-            if keep:
-                kept.append(logits)
-        ctx.save_for_backward(states, weight, bias, targets, torch.cat(norms), *kept)
+            logit = logits.gather(-1, target[:, None])
+            kept = _log_softmax(logits)
+            logps.append(kept.gather(-1, target[:, None]))
+            norms.append(logit - logps[-1])
+        if len(logps) > 1 or not any(ctx.needs_input_grad):
+            kept = None
+        ctx.save_for_backward(states, weight, bias, targets, torch.cat(norms), kept)
         ctx.rows, ctx.shaping = rows, shaping
-        return torch.cat(logps)
+        return torch.cat(logps).squeeze(-1)
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, " scored"]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        states, weight, bias, targets, norms, *kept = ctx.saved_tensors
+        states, weight, bias, targets, norms, kept = ctx.saved_tensors
         needs_states, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        # sums over tiles in 16 bit would lose digits
-        grad_states = torch.empty_like(states) if needs_states else None
-        grad_weight = torch.zeros_like(weight, dtype=norms.dtype) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=norms.dtype) if needs_bias else None
-        for index, start in enumerate(range(0, len(states), ctx.rows)):
-            tile = slice(start, start + ctx.rows)
-            logits = kept[index] if kept else _logits(states[tile], weight, bias, ctx.shaping)
-            exact = _logit_gradient(logits, norms[tile], targets[tile, None], grad[tile, None], ctx.shaping)
+        grad_states: list[Tensor] = []
+        grad_weight: Tensor | None = None
+        grad_bias: Tensor | None = None
+        split = (of.split(ctx.rows) for of in (states, norms, targets[:, None], grad[:, None]))
+        for tile, norm, target, counts in zip(*split, strict=True):
+            logps = kept if kept is not None else _logits(tile, weight, bias, ctx.shaping).sub_(norm)
+            exact = _logit_gradient(logps, norm, target, counts, ctx.shaping)
             error = exact.to(weight.dtype)
-            if grad_states is not None:
-                torch.mm(error, weight, out=grad_states[tile])
-            if grad_weight is not None:
-                _add_product(grad_weight, error.T, states[tile])
-            if grad_bias is not None:
-                grad_bias += exact.sum(0)
-        return grad_states, _as(grad_weight, weight), _as(grad_bias, bias), None, None
+            if needs_states:
+                grad_states.append(product(error, weight.T))
+            # sums over tiles in 16 bit would lose digits
+            if needs_weight:
+                grad_weight = _plus_product(grad_weight, error.T, tile, norms.dtype)
+            if needs_bias:
+                grad_bias = exact.sum(0) if grad_bias is None else grad_bias + exact.sum(0)
+        of_states = torch.cat(grad_states) if needs_states else None
+        return of_states, _as(grad_weight, weight), _as(grad_bias, bias), None, None
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, shaping: Shaping) -> Float[Tensor, "rows vocab"]:
@@ -151,26 +154,43 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, shaping: Shapin
     return logits
 
 
+def _log_softmax(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+    """In the memory of the logits, on a CPU."""
+    if not logits.is_cpu:
+        return logits.log_softmax(-1)
+    for part in logits.split(_cached_rows(logits)):
+        torch.log_softmax(part, -1, out=part)
+    return logits
+
+
+def _cached_rows(logits: Float[Tensor, "rows vocab"]) -> int:
+    return max(1, _CACHED_BYTES // (4 * logits.shape[-1])) if logits.is_cpu else len(logits)
+
+
 def _logit_gradient(
-    logits: Float[Tensor, "rows vocab"],
+    logps: Float[Tensor, "rows vocab"],
     norms: Float[Tensor, "rows 1"],
     targets: Int[Tensor, "rows 1"],
     grad: Float[Tensor, "rows 1"],
     shaping: Shaping,
 ) -> Float[Tensor, "rows vocab"]:
-    """The gradient of the unshaped logits, in the memory of the shaped ones."""
+    """The gradient of the unshaped logits, in the memory of the log-probabilities."""
     grad = grad * shaping.scale
-    slope = None if shaping.softcap is None else 1 - (logits / shaping.softcap).square_()
-    # d logp / d logits = onehot - softmax
-    error = logits.sub_(norms).exp_().mul_(-grad).scatter_add_(1, targets, grad)
+    slope = None if shaping.softcap is None else 1 - ((logps + norms) / shaping.softcap).square_()
+    rows = _cached_rows(logps)
+    for part, part_grad in zip(logps.split(rows), grad.split(rows), strict=True):
+        # d logp / d logits = onehot - softmax
+        part.exp_().mul_(-part_grad)
+    error = logps.scatter_add_(1, targets, grad)
     return error if slope is None else error.mul_(slope)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    if total is None:
+        return (left @ right).to(dtype)
     if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+        return total.addmm_(left, right)
+    return total.add_(left @ right)
 
 
 def _as(total: Tensor | None, parameter: Tensor | None) -> Tensor | None:

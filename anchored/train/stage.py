@@ -20,6 +20,7 @@ import torch
 
 from anchored.errors import DataError, ModelError, TrainError
 from anchored.objectives.losses import OBJECTIVES, Objective, find_objective
+from anchored.process import keep_freed_memory, return_freed_memory
 from anchored.progress import Progress
 from anchored.records import Pair, TrainingRow
 from anchored.runs import Run, one_line, read_lines, write_lines
@@ -105,6 +106,7 @@ def train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Prog
         else:
             with joined(Ranks(), device) if settings.sharded else nullcontext():
                 work(progress, Ranks())
+    return_freed_memory()
     forget_resume_points(run.checkpoints)
     summary = run.summary("train")
     assert summary is not None
@@ -180,6 +182,8 @@ def _train(run: Run, settings: TrainSettings, inputs: TrainInputs, progress: Pro
         torch.set_num_threads(settings.threads)
     objective = check_settings(settings, inputs.rows)
     policy = load_policy(inputs.model, settings, ranks)
+    if policy.device.type == "cpu":
+        keep_freed_memory()
     data = prepare_data(inputs, policy, objective, settings, progress)
     examples, held_out_examples = data.examples, data.held_out
     if ranks.first:

@@ -35,12 +35,12 @@ def all_logits(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Ten
 @pytest.mark.parametrize("shaping", [Shaping(), Shaping(scale=0.3), Shaping(softcap=2.0), Shaping(0.7, 1.5)], ids=str)
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("rows_of_a_tile", [1, 7, 1000])
-@pytest.mark.parametrize("kept_bytes", [0, 2**27])
 def test_tiles_give_the_logps_and_gradients_of_all_logits(
-    shaping: Shaping, bias: bool, rows_of_a_tile: int, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+    shaping: Shaping, bias: bool, rows_of_a_tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heads, "_TILE_BYTES", {False: 4 * VOCAB * rows_of_a_tile})
-    monkeypatch.setattr(heads, "_KEPT_BYTES", kept_bytes)
+    # the elementwise work takes three rows at a time
+    monkeypatch.setattr(heads, "_CACHED_BYTES", 4 * VOCAB * 3)
     states, weight, biases, targets = make_inputs(bias=bias)
     leaves = [leaf for leaf in (states, weight, biases) if leaf is not None]
     expected = all_logits(states, weight, biases, targets, shaping)
@@ -77,16 +77,23 @@ def test_a_frozen_head_multiplies_nothing_for_its_gradient() -> None:
     assert (products(weight), products(weight.detach())) == (2, 1)
 
 
+@pytest.mark.parametrize("rows_of_a_tile", [3, SCORED])
 @pytest.mark.parametrize("with_gradient", [False, True])
-def test_more_than_a_tile_of_logits_is_held_only_for_a_backward_pass(
-    with_gradient: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_single_tile_is_kept_for_a_backward_pass_and_of_more_none(
+    with_gradient: bool, rows_of_a_tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "_TILE_BYTES", {False: 4 * VOCAB * 3})
+    monkeypatch.setattr(heads, "_TILE_BYTES", {False: 4 * VOCAB * rows_of_a_tile})
     states, weight, bias, targets = make_inputs(torch.float32)
     with torch.set_grad_enabled(with_gradient), MostRows(VOCAB) as held:
-        target_logps(Head(weight, bias, Shaping()), states, targets)
-    # without, the tile before goes when the next is there
-    assert (held.most >= SCORED) if with_gradient else (held.most <= 6)
+        logps = target_logps(Head(weight, bias, Shaping()), states, targets)
+    # of several, the one before goes when the next is there
+    assert held.most <= (SCORED if rows_of_a_tile == SCORED else 2 * rows_of_a_tile)
+    assert logps.requires_grad == with_gradient
+    if with_gradient:
+        with torch.profiler.profile() as profile:
+            logps.sum().backward()
+        again = sum(event.count for event in profile.key_averages() if event.key == "aten::linear")
+        assert again == (0 if rows_of_a_tile == SCORED else -(-SCORED // rows_of_a_tile))
 
 
 def test_in_16_bit_sums_over_tiles_keep_their_digits(monkeypatch: pytest.MonkeyPatch) -> None:
