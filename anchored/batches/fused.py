@@ -1,13 +1,16 @@
-"""Norms and feed-forward layers that keep less for the backward pass, with the values and gradients of the originals.
+"""Layers that keep less for the backward pass and read memory less often, with the originals' values and gradients.
 
 In: a loaded model. `fuse` puts its own modules in the place of those it knows by class, on this one model: parameters,
 their names and the state dict stay, transformers' classes stay, and layers of unknown classes stay as they are. What
 eager layers keep for each token (three copies of a norm's states, four of a feed-forward layer's) becomes one and two,
-and the rest is computed again where it is needed, without another matrix product.
+and the rest is computed again where it is needed, without another matrix product. Attention makes queries, keys and
+values in one product and turns them where they lie.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,9 +20,18 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
+from anchored.batches.attention import tree_attention
+
 _NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 _FEED_FORWARDS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
 """Classes of transformers whose forward is that of `RMSNorm` and of `FeedForward`, word for word."""
+
+_ATTENTIONS: Mapping[str, Callable[[Any], int | None]] = {
+    "LlamaAttention": lambda layer: None,
+    "MistralAttention": lambda layer: getattr(layer.config, "sliding_window", None),
+    "Qwen2Attention": lambda layer: layer.sliding_window,
+}
+"""The same for `FusedAttention`, with what they give as their window."""
 
 _LARGE = 2**27
 """Multiplications from which oneDNN is worth its preparation of every new shape."""
@@ -33,6 +45,10 @@ def fuse(model: PreTrainedModel) -> int:
             fused = _fused(layer)
             if fused is not None:
                 setattr(parent, name, fused.train(layer.training))
+                replaced += 1
+            elif _is_of_transformers(layer) and type(layer).__name__ in _ATTENTIONS:
+                # it stays what it was for all that is no tree row, generation above all
+                layer.__class__ = _fused_attention(type(layer))
                 replaced += 1
     return replaced
 
@@ -73,9 +89,42 @@ class FeedForward(nn.Module):
         return self.down_proj(silu(self.gate_proj(states)) * self.up_proj(states))
 
 
+class FusedAttention(nn.Module):
+    """Mixed into an attention of transformers: takes tree rows, and leaves all else to the original."""
+
+    def forward(self, hidden_states: Tensor, position_embeddings: Any = None, **kwargs: Any) -> tuple[Any, Any]:
+        layer: Any = self
+        projections = layer.q_proj, layer.k_proj, layer.v_proj
+        if kwargs.get("tree_row") is None or not all(_is_bare(layer, bias=True) for layer in projections):
+            return super().forward(hidden_states, position_embeddings=position_embeddings, **kwargs)
+        (states,), ((cos,), (sin,)) = hidden_states, position_embeddings
+        weights = (projection.weight for projection in projections)
+        biases = (projection.bias for projection in projections)
+        made = _TurnedProjections.apply(states, cos, sin, *weights, *biases)
+        heads = [projection.out_features // layer.head_dim for projection in projections]
+        q, k, v = (x.transpose(0, 1)[None] for x in made.view(len(states), -1, layer.head_dim).split(heads, 1))
+        rule = {
+            "dropout": layer.attention_dropout if self.training else 0.0,
+            "scaling": layer.scaling,
+            "sliding_window": layer.window_of(layer),
+        }
+        attended, _ = tree_attention(self, q, k, v, **{**kwargs, "attention_mask": None, **rule})
+        return layer.o_proj(attended.reshape(1, len(states), -1)), None
+
+
+@lru_cache
+def _fused_attention(original: type[nn.Module]) -> type[nn.Module]:
+    window = staticmethod(_ATTENTIONS[original.__name__])
+    return type(f"Fused{original.__name__}", (FusedAttention, original), {"window_of": window})
+
+
+def _is_of_transformers(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith("transformers.models.")
+
+
 def _fused(layer: nn.Module) -> nn.Module | None:
     kind = type(layer)
-    if not kind.__module__.startswith("transformers.models."):
+    if not _is_of_transformers(layer):
         return None
     if kind.__name__ in _NORMS:
         assert isinstance(layer.weight, nn.Parameter)
@@ -89,10 +138,10 @@ def _is_silu(activation: object) -> bool:
     return type(activation).__name__ in ("SiLU", "SiLUActivation")
 
 
-def _is_bare(layer: nn.Module) -> bool:
-    """A linear layer and nothing else: no bias, no hook, no adapter."""
+def _is_bare(layer: nn.Module, bias: bool = False) -> bool:
+    """A linear layer and nothing else: no hook, no adapter, and no bias but where one may be."""
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return type(layer) is nn.Linear and layer.bias is None and not hooks
+    return type(layer) is nn.Linear and (bias or layer.bias is None) and not hooks
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -154,3 +203,69 @@ class _FeedForward(torch.autograd.Function):
             grad_up.T @ x if needs_up else None,
             grad_down,
         )
+
+
+class _TurnedProjections(torch.autograd.Function):
+    """Queries, keys and values side by side; queries and keys turned by position (Su et al. 2021, arXiv 2104.09864).
+
+    Keeps its input alone. A head's dimensions are turned in pairs of one from its first half and one from its second.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "tokens width"],
+        cos: Float[Tensor, "tokens dim"],
+        sin: Float[Tensor, "tokens dim"],
+        *projections: Tensor | None,
+    ) -> Float[Tensor, "tokens all_heads*dim"]:
+        weights, biases = projections[:3], projections[3:]
+        ctx.save_for_backward(x, cos, sin, *weights)
+        made = product(x, torch.cat(weights))  # type: ignore[arg-type]
+        if biases[0] is not None:
+            made += torch.cat(biases)  # type: ignore[arg-type]
+        turned = _turned_part(made, weights)
+        _turn(turned, turned, cos, *sin.unsqueeze(1).chunk(2, -1))
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Float[Tensor, "tokens all_heads*dim"]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, cos, sin, *weights = ctx.saved_tensors
+        needs_x, _, _, *needs = ctx.needs_input_grad
+        needs_weights, needs_biases = needs[:3], needs[3:]
+        back = torch.empty_like(grad)
+        first, second = (-half for half in sin.unsqueeze(1).chunk(2, -1))
+        _turn(_turned_part(grad, weights), _turned_part(back, weights), cos, second, first)
+        back[:, -len(weights[2]) :] = grad[:, -len(weights[2]) :]
+        sizes = [len(weight) for weight in weights]
+        return (
+            product(back, torch.cat(weights).T) if needs_x else None,
+            None,
+            None,
+            *_needed((back.T @ x).split(sizes) if any(needs_weights) else (), needs_weights),
+            *_needed(back.sum(0).split(sizes) if any(needs_biases) else (), needs_biases),
+        )
+
+
+def _needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    return [gradients[index] if needed else None for index, needed in enumerate(needs)]
+
+
+def _turned_part(made: Tensor, weights: Any) -> Float[Tensor, "tokens heads_turned*dim"]:
+    return made[:, : -len(weights[2])]
+
+
+def _turn(
+    x: Float[Tensor, "tokens heads*dim"],
+    out: Float[Tensor, "tokens heads*dim"],
+    cos: Float[Tensor, "tokens dim"],
+    first_sin: Float[Tensor, "tokens 1 half_dim"],
+    second_sin: Float[Tensor, "tokens 1 half_dim"],
+) -> None:
+    """(a, b) becomes (a cos - b first_sin, b cos + a second_sin), in place or not."""
+    (a, b), (out_a, out_b) = (of.unflatten(-1, (-1, cos.shape[-1])).chunk(2, -1) for of in (x, out))
+    first_cos, second_cos = cos.unsqueeze(1).chunk(2, -1)
+    turned = (a * first_cos).addcmul_(b, first_sin, value=-1)
+    torch.mul(b, second_cos, out=out_b).addcmul_(a, second_sin)
+    out_a.copy_(turned)

@@ -11,6 +11,7 @@ from plain_scores import random_trees, relative, row_paths
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from anchored.batches import attention
 from anchored.batches.attention import TreeRow, TreeUnsupportedError, tree_attention
 from anchored.batches.tree import Tree, lay, plant
 
@@ -37,6 +38,25 @@ def dense(
     if sinks is not None:
         scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(path), 1)), -1)
     return scores.softmax(-1)[..., : len(path)] @ v
+
+
+def test_probabilities_that_are_kept_are_those_that_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = lay(long_trees(Random(0)))
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn((1, heads, row.ids.shape[1], 6), generator=generator).requires_grad_() for heads in (4, 2, 2)]
+
+    def found() -> tuple[int, list[Tensor]]:
+        out, _ = tree_attention(nn.Module(), *states, None, scaling=0.3, tree_row=TreeRow(row.segments, CPU))
+        return len(out.grad_fn.next_functions[0][0].saved_tensors), [
+            out,
+            *torch.autograd.grad(out.square().sum(), states),
+        ]
+
+    kept, with_kept = found()
+    monkeypatch.setattr(attention, "_KEPT_BYTES", 0)
+    computed, with_computed = found()
+    assert kept > computed == 4
+    assert all(torch.equal(one, other) for one, other in zip(with_kept, with_computed, strict=True))
 
 
 @pytest.mark.parametrize("sinks", [False, True], ids=["", "sinks"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import product as product_of
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from anchored.batches.fused import _LARGE, FeedForward, RMSNorm, fuse, product
+from anchored.batches import fused as fused_layers
+from anchored.batches.answer_logps import answer_logps
+from anchored.batches.fused import _LARGE, FeedForward, FusedAttention, RMSNorm, fuse, product
+from anchored.batches.tree import plant
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 SHAPE = {
@@ -63,15 +67,98 @@ def test_a_fused_model_has_the_values_and_gradients_of_the_original(family: Fami
     model = make_model(family, vocab_size=64)
     fused = deepcopy(model)
     norms = 2 * 2 + 1 + (2 * 2 if family == "qwen3" else 0)
-    assert fuse(fused) == norms + 2
+    attentions = 0 if family == "qwen3" else 2
+    assert fuse(fused) == norms + 2 + attentions
     assert_same(model, fused)
 
 
 def test_mistral_is_fused_too() -> None:
     model = MistralForCausalLM(MistralConfig(**SHAPE)).eval()
     fused = deepcopy(model)
-    assert fuse(fused) == 7
+    assert fuse(fused) == 9
     assert_same(model, fused)
+
+
+TREES = [plant((1, 2, 3), ((4, 5, 6, 7), (4, 5, 9))), plant((3, 2), ((4, 5, 6, 7, 8, 9), (4, 1, 9, 2)))]
+
+
+def row_logps_and_gradients(model: PreTrainedModel) -> list[Tensor]:
+    logps = answer_logps(model, TREES, torch.device("cpu"), fallback=False)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return [logps, *torch.autograd.grad(logps.square().sum(), trained)]
+
+
+def with_and_without_fused_attention(model: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The same model twice; all but attention is fused in both."""
+    original = deepcopy(model)
+    for each in (model, original):
+        fuse(each)
+    for layer in original.get_decoder().layers:
+        layer.self_attn.__class__ = type(layer.self_attn).__mro__[2]
+    assert not any(isinstance(layer, FusedAttention) for layer in original.modules())
+    return original, model
+
+
+def attention_model(family: str) -> PreTrainedModel:
+    if family != "mistral":
+        model = make_model(family, vocab_size=64, dtype=torch.float64)  # type: ignore[arg-type]
+    else:
+        # a window shorter than the answers
+        model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=3)).double().eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.uniform_(-1, 1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("family", "trained"),
+    [*product_of(["llama", "qwen2", "mistral"], ["", "q_proj", "k_proj", "embed"]), ("qwen2", "v_proj.bias")],
+)
+def test_fused_attention_gives_rows_the_originals_values_and_gradients(family: str, trained: str) -> None:
+    models = with_and_without_fused_attention(attention_model(family))
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    for model in models:
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(trained in name)
+    with pytest.MonkeyPatch.context() as patch:
+        turned = fused_layers._TurnedProjections.apply
+        patch.setattr(fused_layers._TurnedProjections, "apply", lambda *given: (count(), turned(*given))[1])
+        expected, found = map(row_logps_and_gradients, models)
+    assert calls == 2, "one call per layer of the fused model"
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9 * float(theirs.detach().abs().max()))
+
+
+def test_an_adapter_in_the_attention_counts_and_generation_is_the_originals() -> None:
+    original, fused = with_and_without_fused_attention(attention_model("llama"))
+    prompt = torch.tensor([[1, 2, 3]])
+    generated = [model.generate(prompt, max_new_tokens=5, do_sample=False) for model in (original, fused)]
+    assert torch.equal(*generated)
+    for model in (original, fused):
+        for layer in model.get_decoder().layers:
+            layer.self_attn.k_proj = nn.Sequential(layer.self_attn.k_proj, nn.Tanh())
+    for mine, theirs in zip(row_logps_and_gradients(fused), row_logps_and_gradients(original), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_projections_have_the_gradients_of_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    # sines that differ between the halves, as no model has them
+    cos, sin = draw(3, 4).detach(), draw(3, 4).detach()
+    weights, biases = [draw(size, 5) for size in (8, 4, 4)], [draw(size) for size in (8, 4, 4)]
+    made = fused_layers._TurnedProjections.apply
+    assert torch.autograd.gradcheck(lambda x, *rest: made(x, cos, sin, *rest), (draw(3, 5), *weights, *biases))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -155,7 +242,7 @@ def test_layers_of_other_classes_stay_as_they_are() -> None:
     gemma = Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8)).eval()
     assert fuse(gemma) == 0
     llama = LlamaForCausalLM(LlamaConfig(**SHAPE, hidden_act="gelu")).eval()
-    assert fuse(llama) == 5
+    assert fuse(llama) == 7
     assert not any(isinstance(layer, FeedForward) for layer in llama.modules())
 
 
