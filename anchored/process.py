@@ -11,8 +11,8 @@ import os
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3)."""
 
-_NEVER = 2**31 - 1
-"""Bytes: the largest number that mallopt takes."""
+_NEVER, _OLD_LIMIT = 2**31 - 1, 2**25
+"""Bytes: the largest number that mallopt takes, and what older versions take at most as the mmap threshold."""
 
 
 def settle_environment() -> None:
@@ -27,16 +27,20 @@ def settle_environment() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory() -> bool:
     """Let the C library keep what is freed for the next tensors: the system would give it back page by page, zeroed.
 
-    Of glibc alone; elsewhere nothing happens.
+    Returns whether it does: only glibc can, and a user's own settings of it stay.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ) or not hasattr(ctypes.CDLL(None), "mallopt"):
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-        mallopt(parameter, _NEVER)
+    set_already = any(name.startswith("MALLOC_") for name in os.environ)
+    set_already = set_already or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    libc = ctypes.CDLL(None)
+    if set_already or not hasattr(libc, "mallopt"):
+        return False
+    # a trim threshold alone would fix the other one where it is, at 128 KiB: every tensor would be mapped anew
+    if not (libc.mallopt(_MMAP_THRESHOLD, _NEVER) or libc.mallopt(_MMAP_THRESHOLD, _OLD_LIMIT)):
+        return False
+    return bool(libc.mallopt(_TRIM_THRESHOLD, _NEVER))
 
 
 def return_freed_memory() -> None:

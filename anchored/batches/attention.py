@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from inspect import signature
@@ -40,6 +41,17 @@ _CHUNK = 128
 
 _KEPT_BYTES = 2**25
 """Probabilities of a layer that are kept for the backward pass rather than computed again, off CUDA."""
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """While the block lasts, layers keep no probabilities, as on CUDA."""
+    global _KEPT_BYTES
+    usual, _KEPT_BYTES = _KEPT_BYTES, 0
+    try:
+        yield
+    finally:
+        _KEPT_BYTES = usual
 
 
 class TreeUnsupportedError(Exception):

@@ -1,4 +1,4 @@
-"""Layers that keep less for the backward pass and read memory less often, with the originals' values and gradients.
+"""Layers that keep less for the backward pass and read memory less often; equal to the originals but for round-off.
 
 In: a loaded model. `fuse` puts its own modules in the place of those it knows by class, on this one model: parameters,
 their names and the state dict stay, transformers' classes stay, and layers of unknown classes stay as they are. What
@@ -95,11 +95,10 @@ class FusedAttention(nn.Module):
     def forward(self, hidden_states: Tensor, position_embeddings: Any = None, **kwargs: Any) -> tuple[Any, Any]:
         layer: Any = self
         projections = layer.q_proj, layer.k_proj, layer.v_proj
-        if kwargs.get("tree_row") is None or not all(_is_bare(layer, bias=True) for layer in projections):
+        if kwargs.get("tree_row") is None or not _are_alike(projections):
             return super().forward(hidden_states, position_embeddings=position_embeddings, **kwargs)
-        (states,), ((cos,), (sin,)) = hidden_states, position_embeddings
-        weights = (projection.weight for projection in projections)
-        biases = (projection.bias for projection in projections)
+        weights, biases = zip(*((projection.weight, projection.bias) for projection in projections), strict=True)
+        states, cos, sin = (of.squeeze(0) for of in (hidden_states, *position_embeddings))
         made = _TurnedProjections.apply(states, cos, sin, *weights, *biases)
         heads = [projection.out_features // layer.head_dim for projection in projections]
         q, k, v = (x.transpose(0, 1)[None] for x in made.view(len(states), -1, layer.head_dim).split(heads, 1))
@@ -142,6 +141,11 @@ def _is_bare(layer: nn.Module, bias: bool = False) -> bool:
     """A linear layer and nothing else: no hook, no adapter, and no bias but where one may be."""
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return type(layer) is nn.Linear and (bias or layer.bias is None) and not hooks
+
+
+def _are_alike(layers: Sequence[nn.Module]) -> bool:
+    """Bare, all with a bias or all without."""
+    return all(_is_bare(layer, bias=True) for layer in layers) and len({layer.bias is None for layer in layers}) == 1
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -239,6 +243,7 @@ class _TurnedProjections(torch.autograd.Function):
         _turn(_turned_part(grad, weights), _turned_part(back, weights), cos, second, first)
         back[:, -len(weights[2]) :] = grad[:, -len(weights[2]) :]
         sizes = [len(weight) for weight in weights]
+        # gradients are parts of one product: it is computed, and held, also where only one of them is asked for
         return (
             product(back, torch.cat(weights).T) if needs_x else None,
             None,

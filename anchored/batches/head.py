@@ -109,11 +109,14 @@ class _TiledLogps(torch.autograd.Function):
         shaping: Shaping,
     ) -> Float[Tensor, " scored"]:
         rows = max(1, _TILE_BYTES[states.is_cuda] // (4 * weight.shape[0]))
-        logps, norms, kept = [], [], None
+        logps, norms = [], []
+        kept: Tensor | None = None
         for tile, target in zip(states.split(rows), targets.split(rows), strict=True):
-            logits = _logits(tile, weight, bias, shaping)
-            logit = logits.gather(-1, target[:, None])
-            kept = _log_softmax(logits)
+            # the tile before goes first
+            kept = None
+            kept = _logits(tile, weight, bias, shaping)
+            logit = kept.gather(-1, target[:, None])
+            _to_logps(kept)
             logps.append(kept.gather(-1, target[:, None]))
             norms.append(logit - logps[-1])
         if len(logps) > 1 or not any(ctx.needs_input_grad):
@@ -154,13 +157,13 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, shaping: Shapin
     return logits
 
 
-def _log_softmax(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
-    """In the memory of the logits, on a CPU."""
-    if not logits.is_cpu:
-        return logits.log_softmax(-1)
+def _to_logps(logits: Float[Tensor, "rows vocab"]) -> None:
+    """Log softmax, in the memory of the logits."""
     for part in logits.split(_cached_rows(logits)):
-        torch.log_softmax(part, -1, out=part)
-    return logits
+        if part.is_cpu:
+            torch.log_softmax(part, -1, out=part)
+        else:
+            part.sub_(part.logsumexp(-1, keepdim=True))
 
 
 def _cached_rows(logits: Float[Tensor, "rows vocab"]) -> int:

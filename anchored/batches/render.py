@@ -50,6 +50,10 @@ class Rendered:
     """The prompt's."""
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
+    cut_prompt: bool = False
+    """Whether the prompt lost its start."""
+    cut_answers: int = 0
+    """How many answers lost their end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +103,18 @@ class Renderer:
                 rendered.append(found)
                 continue
             prompt = next(prompts)
-            answers = tuple(self._answer_ids(prompt, next(wholes), answer) for answer in found.answers)
-            rendered.append(Rendered(conversation.prompt.id, tuple(prompt[-self._max_prompt_tokens :]), answers))
+            answers = [self._answer_ids(prompt, next(wholes), answer) for answer in found.answers]
+            rendered.append(self._cut(conversation.prompt.id, prompt, answers))
         return rendered
+
+    def _cut(self, name: str, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Rendered:
+        return Rendered(
+            id=name,
+            prompt=tuple(prompt[-self._max_prompt_tokens :]),
+            answers=tuple(tuple(answer[: self._max_answer_tokens]) for answer in answers),
+            cut_prompt=len(prompt) > self._max_prompt_tokens,
+            cut_answers=sum(len(answer) > self._max_answer_tokens for answer in answers),
+        )
 
     def _texts_or_error(self, conversation: Conversation) -> _Texts | ModelError:
         try:
@@ -154,12 +167,10 @@ class Renderer:
             ) from None
         return _encodable(prompt, str(text))
 
-    def _answer_ids(self, prompt_ids: list[int], whole_ids: list[int], answer: str) -> tuple[int, ...]:
+    def _answer_ids(self, prompt_ids: list[int], whole_ids: list[int], answer: str) -> list[int]:
         if whole_ids[: len(prompt_ids)] == prompt_ids:
-            ids = whole_ids[len(prompt_ids) :]
-        else:
-            ids = self._alone(answer)
-        return tuple(ids[: self._max_answer_tokens])
+            return whole_ids[len(prompt_ids) :]
+        return self._alone(answer)
 
     def _alone(self, text: str) -> list[int]:
         """As in the midst of a text: SentencePiece's tokenizers put a space before what begins one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from anchored.batches.attention import nothing_kept
 from anchored.batches.packing import pack
 from anchored.batches.tree import Tree
 from anchored.train.examples import Example
@@ -85,13 +87,16 @@ def estimate_memory(model: str | Path, settings: TrainSettings, trees: Sequence[
     policy = sketch_policy(model, settings)
     trained = sum(weight.numel() for weight in policy.weights.values())
     largest = max(weight.numel() for weight in policy.weights.values())
+    on_cuda = runs_on(settings) == "cuda"
+    with nothing_kept() if on_cuda else nullcontext():
+        row = _row_bytes(policy, trees) + (_CUDA_TILE if on_cuda else 0)
     return Memory(
         weights=_weight_bytes(policy),
         gradients=4 * trained,
         optimizer=4 * _moments(settings.optimizer) * trained,
-        row=_row_bytes(policy, trees) + (_CUDA_TILE if runs_on(settings) == "cuda" else 0),
+        row=row,
         # on a GPU PyTorch updates all weights at once, elsewhere one after the other
-        update=4 * trained if runs_on(settings) == "cuda" else 8 * largest,
+        update=4 * trained if on_cuda else 8 * largest,
     )
 
 

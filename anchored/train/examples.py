@@ -56,6 +56,10 @@ class Examples:
     """How many rows are not among `kept`, by outcome."""
     problem: str = ""
     """Why the first row that could not be rendered was left out."""
+    cut_prompts: int = 0
+    """How many of the rows kept have a prompt that lost its start."""
+    cut_answers: int = 0
+    """How many of their answers lost their end."""
 
 
 def prepare(rows: Sequence[TrainingRow], policy: Policy, settings: TrainSettings) -> Examples:
@@ -65,6 +69,7 @@ def prepare(rows: Sequence[TrainingRow], policy: Policy, settings: TrainSettings
     left_out = Counter(str(row.outcome) for row in rows if row.outcome is not Outcome.OK)
     kept: list[Example] = []
     problem = ""
+    cut: Counter[str] = Counter()
     for row, rendered in zip(accepted, renderer.render(map(_conversation, accepted)), strict=True):
         if isinstance(rendered, ModelError):
             left_out[str(Outcome.MALFORMED)] += 1
@@ -77,7 +82,8 @@ def prepare(rows: Sequence[TrainingRow], policy: Policy, settings: TrainSettings
         else:
             _check_fits(row, rendered, policy)
             kept.append(_example(row, rendered, _margin(row, settings)))
-    return Examples(tuple(kept), left_out, problem)
+            cut.update(prompts=rendered.cut_prompt, answers=rendered.cut_answers)
+    return Examples(tuple(kept), left_out, problem, cut["prompts"], cut["answers"])
 
 
 def with_mismatched(

@@ -12,13 +12,20 @@ from anchored.train.sharding import whole
 
 
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """PyTorch's own, with its own defaults for all that shapes the result and is no setting."""
+    """PyTorch's own, with its own defaults for all that shapes the result and is no setting.
+
+    Only matrices decay: norms and biases, which are vectors, stay as they are, as in transformers' trainers.
+    """
     parameters = list(parameters)
+    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+    vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
+    decays = ((matrices, settings.weight_decay), (vectors, 0.0))
+    groups = [{"params": group, "weight_decay": decay} for group, decay in decays if group]
     if settings.name == "rmsprop":
         # one parameter at a time: all at once need room for as many numbers again
-        return torch.optim.RMSprop(parameters, lr=settings.lr, weight_decay=settings.weight_decay, foreach=False)
+        return torch.optim.RMSprop(groups, lr=settings.lr, foreach=False)
     fused = all(parameter.is_cuda for parameter in parameters) or None
-    return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:

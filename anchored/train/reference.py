@@ -48,7 +48,8 @@ def reference_logps(
         logps = ranks.once(lambda: _stored(store, examples))
         found_before = len(logps)
         plan = _plan(examples, logps.keys(), policy.tokens_per_batch)
-        progress.start("reference", total=sum(map(len, plan)))
+        if plan:
+            progress.start("reference", total=sum(map(len, plan)))
         for start in range(0, len(plan), ranks.count):
             together = plan[start : start + ranks.count]
             # sharded weights are gathered by all ranks at once: one without a batch joins in with another's
@@ -60,7 +61,8 @@ def reference_logps(
                 store.put(new)
             logps.update(new)
             progress.advance("reference", sum(map(len, together)))
-        progress.finish("reference")
+        if plan:
+            progress.finish("reference")
     return Reference(logps, name, computed=len(logps) - found_before)
 
 

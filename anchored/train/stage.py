@@ -154,6 +154,7 @@ def prepare_data(
     _check_enough(prepared, settings)
     _tell_left_out("training", prepared, progress)
     _tell_left_out("the held-out rows", held_out, progress)
+    _tell_cut(prepared, settings, progress)
     _check_used(prepared.kept, held_out.kept, objective, settings)
     if not objective.mismatched:
         return PreparedData(prepared.kept, held_out.kept, prepared.left_out)
@@ -308,6 +309,21 @@ def _tell_left_out(of: str, examples: Examples, progress: Progress) -> None:
     if examples.left_out:
         problem = f" ({examples.problem})" if examples.problem else ""
         progress.note(f"left out of {of}: {_counted(examples.left_out)}{problem}")
+
+
+def _tell_cut(examples: Examples, settings: TrainSettings, progress: Progress) -> None:
+    rows = len(examples.kept)
+    answers = sum(len(example.labels) for example in examples.kept)
+    if examples.cut_prompts:
+        progress.note(
+            f"{examples.cut_prompts} of {rows} prompts are longer than {settings.max_prompt_tokens} tokens and keep "
+            "their end (train.max_prompt_tokens)"
+        )
+    if examples.cut_answers:
+        progress.note(
+            f"{examples.cut_answers} of {answers} answers are longer than {settings.max_answer_tokens} tokens and keep "
+            "their start, without an end of turn (train.max_answer_tokens)"
+        )
 
 
 def _counted(left_out: Mapping[str, int]) -> str:

@@ -40,7 +40,7 @@ def dense(
     return scores.softmax(-1)[..., : len(path)] @ v
 
 
-def test_probabilities_that_are_kept_are_those_that_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probabilities_that_are_kept_are_those_that_are_computed_again() -> None:
     row = lay(long_trees(Random(0)))
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn((1, heads, row.ids.shape[1], 6), generator=generator).requires_grad_() for heads in (4, 2, 2)]
@@ -53,9 +53,10 @@ def test_probabilities_that_are_kept_are_those_that_are_computed_again(monkeypat
         ]
 
     kept, with_kept = found()
-    monkeypatch.setattr(attention, "_KEPT_BYTES", 0)
-    computed, with_computed = found()
+    with attention.nothing_kept():
+        computed, with_computed = found()
     assert kept > computed == 4
+    assert found()[0] == kept
     assert all(torch.equal(one, other) for one, other in zip(with_kept, with_computed, strict=True))
 
 

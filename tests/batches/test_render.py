@@ -192,6 +192,8 @@ def test_a_prompt_keeps_its_end_and_an_answer_its_start() -> None:
     assert cut.prompt == full.prompt[-7:]
     assert cut.answers[0] == full.answers[0][:20]
     assert cut.answers[1] == full.answers[1]
+    assert (full.cut_prompt, full.cut_answers) == (False, 0)
+    assert (cut.cut_prompt, cut.cut_answers) == (True, 1)
     assert tokenizer.convert_tokens_to_ids(END) not in cut.answers[0]
     exact = Renderer(tokenizer, max_answer_tokens=len(full.answers[1])).one(pair)
     assert exact.answers[1][-1] == tokenizer.convert_tokens_to_ids(END)

@@ -113,3 +113,16 @@ def test_a_model_with_broken_weights_is_refused_and_nothing_is_kept(tmp_path: Pa
         compute(broken, examples_of(broken, make_pairs(2)), tmp_path / "r.sqlite")
     with sqlite3.connect(tmp_path / "r.sqlite") as database:
         assert database.execute("SELECT count(*) FROM logps").fetchone() == (0,)
+
+
+def test_where_all_is_known_nothing_is_shown(policy: Policy, tmp_path: Path) -> None:
+    started: list[str] = []
+
+    class Listener(Silent):
+        def start(self, task: str, total: int | None, done: int = 0) -> None:
+            started.append(task)
+
+    examples = examples_of(policy, make_pairs(3))
+    for _ in range(2):
+        reference_logps(policy, examples, tmp_path / "reference.sqlite", Ranks(), Listener())
+    assert started == ["reference"]

@@ -117,6 +117,19 @@ def test_a_warm_up_longer_than_the_run_is_named(model: Path, tmp_path: Path) -> 
         trained(tmp_path, model, settings, make_pairs(3))
 
 
+def test_what_the_limits_cut_is_counted(model: Path, tmp_path: Path) -> None:
+    pairs = make_pairs(3)
+    long = replace(pairs[0], chosen=Answer("word " * 200))
+    notes = Notes()
+    trained(tmp_path, model, make_settings(max_answer_tokens=150), [long, *pairs[1:]], progress=notes)
+    assert notes.text.count("1 of 6 answers are longer than 150 tokens and keep their start") == 1
+    assert "prompts are longer" not in notes.text
+    again = Notes()
+    trained(tmp_path / "again", model, make_settings(max_prompt_tokens=5), pairs, progress=again)
+    assert "3 of 3 prompts are longer than 5 tokens and keep their end" in again.text
+    assert "answers are longer" not in again.text
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
