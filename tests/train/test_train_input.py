@@ -47,6 +47,8 @@ def test_pairs_that_cannot_teach_are_left_out_and_counted(model: Path, tmp_path:
     assert notes.text.splitlines() == [
         "left out of training: 1 leak, 2 identical",
         "left out of the held-out rows: 1 identical",
+        "1 of 2 answers are longer than 12 tokens and keep their start, without an end of turn "
+        "(train.max_answer_tokens)",
     ]
 
 
