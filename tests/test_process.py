@@ -17,7 +17,7 @@ print(*(os.environ.get(name) for name in ("MKL_CBWR", "GOMP_SPINCOUNT", "THP_MEM
 """
 
 FAULTS = """
-import resource, sys
+import resource
 from anchored.process import keep_freed_memory
 print(keep_freed_memory())
 def touch():
