@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args
 
 from anchored.datasets_io import layouts
 from anchored.datasets_io.cells import Refused, well_formed
+from anchored.datasets_io.prompts import Drawn, PromptRows, Prompts, held_out_count, read_prompts
+from anchored.datasets_io.refusals import describe_refused, nothing_usable, refusal
 from anchored.datasets_io.rows import Row, read
 from anchored.errors import DataError
 from anchored.records import Answer, LabelledAnswer, Message, Outcome, Pair, Prompt, content_hash, prompt_id
@@ -46,16 +48,6 @@ class TrainingRows:
     """Rows that are neither, or that our own files mark as refused; `outcome` and `detail` say why."""
 
 
-@dataclass(frozen=True, slots=True)
-class PromptRows:
-    """What was drawn from a source of prompts."""
-
-    prompts: list[Prompt]
-    held_out: list[Prompt]
-    refused: list[Pair] = field(default_factory=list)
-    """Rows without a usable prompt."""
-
-
 def read_pairs(source: str | Path, *, take: int | None = None, seed: int = 0, split: str | None = None) -> PairRows:
     """The pairs of a source; with `take`, a uniform seeded sample of at most that many, in the data's order."""
     pairs, refused = [], []
@@ -63,7 +55,7 @@ def read_pairs(source: str | Path, *, take: int | None = None, seed: int = 0, sp
         pair = _pair_or_refusal(row)
         (pairs if pair.outcome is Outcome.OK else refused).append(pair)
     if not pairs:
-        raise DataError(_nothing_usable(source, "pair", refused))
+        raise DataError(nothing_usable(source, "pair", refused))
     if take is not None:
         ranks = _ranks([content_hash([pair.prompt.id, pair.chosen.text, pair.rejected.text]) for pair in pairs], seed)
         pairs = [pairs[index] for index in sorted(ranks[:take])]
@@ -86,50 +78,8 @@ def read_training(source: str | Path, *, split: str | None = None) -> TrainingRo
             f"{source}: mixes {len(pairs)} pairs and {len(answers)} unpaired rows; train on one kind at a time"
         )
     if not pairs and not answers:
-        raise DataError(_nothing_usable(source, "pair or labelled answer", refused))
+        raise DataError(nothing_usable(source, "pair or labelled answer", refused))
     return TrainingRows(pairs or answers, refused)
-
-
-def read_prompts(
-    source: str | Path, *, take: int | None = None, held_out: int | None = 0, seed: int = 0, split: str | None = None
-) -> PromptRows:
-    """The distinct prompts of a source: `held_out` of them apart (see `held_out_count`), at most `take` of the others.
-
-    Both are uniform seeded samples. They are drawn by the rank of each prompt's content, so a smaller `take` is a part
-    of a larger one, and neither the order of the rows nor a few more rows change who is drawn.
-    """
-    found: dict[str, Prompt] = {}
-    refused = []
-    for row in read(source, split, layouts.READ_FOR_PROMPTS):
-        try:
-            prompt = layouts.prompt(row.readable())
-        except Refused as reason:
-            refused.append(_refusal(row, reason))
-        else:
-            found.setdefault(prompt_id(prompt.messages), prompt)
-    if not found:
-        raise DataError(_nothing_usable(source, "prompt", refused))
-    prompts = _named(found)
-    ranks = _ranks(list(found), seed)
-    kept = len(ranks) - held_out_count(source, held_out, len(ranks))
-    drawn, apart = sorted(ranks[:kept][:take]), sorted(ranks[kept:])
-    return PromptRows([prompts[index] for index in drawn], [prompts[index] for index in apart], refused)
-
-
-def held_out_count(source: str | Path, asked: int | None, prompts: int) -> int:
-    """How many of `prompts` distinct prompts to hold out; None asks for 100, or for a tenth of fewer than 1000."""
-    if asked is None:
-        return min(100, prompts // 10)
-    if asked >= prompts:
-        raise DataError(
-            f"{source}: has {prompts} distinct prompts, so {asked} cannot be held out; lower held_out or add more"
-        )
-    return asked
-
-
-def describe_refused(source: str | Path, refused: Sequence[Pair], kept: int) -> str:
-    """One line for people about the rows of a source that were refused; there must be some."""
-    return f"{source}: {len(refused)} of {kept + len(refused)} rows refused {_reasons(refused)}"
 
 
 def read_rows(path: Path) -> list[Pair]:
@@ -169,7 +119,7 @@ def _pair_or_refusal(row: Row) -> Pair:
     try:
         return layouts.pair(row.readable())
     except Refused as reason:
-        return _refusal(row, reason)
+        return refusal(row, reason)
 
 
 def _training_row_or_refusal(row: Row) -> Pair | LabelledAnswer:
@@ -177,32 +127,7 @@ def _training_row_or_refusal(row: Row) -> Pair | LabelledAnswer:
         columns = row.readable()
         return layouts.labelled(columns) if layouts.is_unpaired(columns) else layouts.pair(columns)
     except Refused as reason:
-        return _refusal(row, reason)
-
-
-def _refusal(row: Row, reason: Refused) -> Pair:
-    prompt = Prompt((), layouts.own_id(row.columns) or content_hash(row.where)[:16])
-    return Pair(prompt, Answer(""), Answer(""), outcome=reason.outcome, detail=f"{row.where}: {reason}")
-
-
-def _nothing_usable(source: str | Path, thing: str, refused: Sequence[Pair]) -> str:
-    if not refused:
-        return f"{source}: is empty; it needs at least one {thing}"
-    return f"{source}: none of its {len(refused)} rows is a {thing} {_reasons(refused)}"
-
-
-def _reasons(refused: Sequence[Pair]) -> str:
-    counts = Counter(pair.outcome for pair in refused).most_common()
-    why = ", ".join(f"{count} {outcome}" for outcome, count in counts)
-    return f"({why}); the first: {refused[0].detail}"
-
-
-def _named(found: Mapping[str, Prompt]) -> list[Prompt]:
-    """The data's own ids where they tell all prompts apart, else ids by content for all of them."""
-    prompts = list(found.values())
-    if len({prompt.id for prompt in prompts}) == len(prompts):
-        return prompts
-    return [replace(prompt, id=content) for content, prompt in found.items()]
+        return refusal(row, reason)
 
 
 def _ranks(contents: Sequence[str], seed: int) -> list[int]:
