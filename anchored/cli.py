@@ -66,6 +66,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 Limit = Annotated[
     int | None, typer.Option(help="Use at most N prompts, and N questions of each benchmark.", metavar="N")
 ]
+Target = Annotated[
+    int | None, typer.Option(help="Go on until N pairs are accepted (create.target).", metavar="N")
+]
 Redo = Annotated[Stage | None, typer.Option(help="Do STAGE and what follows again; paid replies are kept.")]
 AnyOut = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/RECIPE if left out.")]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")]
@@ -90,19 +93,25 @@ def run(
     out: AnyOut = None,
     until: Annotated[Stage | None, typer.Option(help="Stop after this stage.")] = None,
     limit: Limit = None,
+    target: Target = None,
     redo: Redo = None,
 ) -> None:
     """All stages, from prompts to report; the same command again goes on where the last one ended."""
     stages = STAGES[: STAGES.index(until) + 1] if until else STAGES
-    _run(recipe, overrides or (), out or Path("runs") / recipe.stem, stages, limit, redo)
+    _run(recipe, _with_target(overrides, target), out or Path("runs") / recipe.stem, stages, limit, redo)
 
 
 @app.command()
 def create(
-    recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None, redo: Redo = None
+    recipe: RecipePath,
+    out: OutFolder,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    target: Target = None,
+    redo: Redo = None,
 ) -> None:
     """Prompts to preference pairs."""
-    _run(recipe, overrides or (), out, ("create",), limit, redo)
+    _run(recipe, _with_target(overrides, target), out, ("create",), limit, redo)
 
 
 @app.command()
@@ -254,6 +263,10 @@ def _exit_code_of_the_disk(error: OSError) -> int | None:
 def _complain(text: str) -> None:
     for line in text.splitlines() or [""]:
         _err.print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def _with_target(overrides: Sequence[str] | None, target: int | None) -> list[str]:
+    return [*(overrides or ()), *([] if target is None else [f"create.target={target}"])]
 
 
 def _run(

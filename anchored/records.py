@@ -58,6 +58,7 @@ class Outcome(StrEnum):
     IDENTICAL = "identical"
     LENGTH_RATIO = "length_ratio"
     LEAK = "leak"
+    SURPLUS = "surplus"
     # the judge's verdict
     TIE = "tie"
     DISAGREEMENT = "disagreement"

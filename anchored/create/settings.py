@@ -113,6 +113,9 @@ class CreateSettings(Settings):
     """clair: the teacher minimally revises the policy's answer; judge-on-policy: it picks the better of two of them;
     stronger-preferred: its own answer wins."""
     prompts: PromptSettings = PromptSettings()
+    target: int | None = Field(default=None, ge=1)
+    """Go on through the prompts, in the order of their draw, until so many pairs are accepted; null: try every prompt.
+    Pairs beyond them are refused as surplus, and cost nothing when the target is raised."""
     sample: SampleSettings = SampleSettings()
     """How the policy answers."""
     reviser: ReviserSettings = ReviserSettings()
