@@ -26,7 +26,7 @@ class RowFile:
         """No more pairs than these are accepted."""
         self.outcomes: Counter[Outcome] = Counter()
         self.details: dict[Outcome, str] = {}
-        """Of the first row with each outcome."""
+        """Of the first row of each outcome."""
         self._name = name
         self._accepted = PairWriter(path, extra=_COLUMNS)
         self._refused = refused

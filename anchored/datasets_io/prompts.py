@@ -14,7 +14,7 @@ from typing import Protocol
 
 from anchored.datasets_io import layouts
 from anchored.datasets_io.cells import Refused
-from anchored.datasets_io.refusals import nothing_usable, refusal
+from anchored.datasets_io.refusals import Refusals, refusal
 from anchored.datasets_io.rows import Row, read
 from anchored.errors import DataError
 from anchored.records import Pair, Prompt, content_hash, prompt_id
@@ -83,7 +83,7 @@ def read_prompts(
         except Refused as reason:
             refused.append(refusal(row, reason))
     if not len(found.rows):
-        raise DataError(nothing_usable(source, "prompt", refused))
+        raise Refusals.of(refused).nothing_usable(source, "prompt")
     drawn = found.in_order()
     kept = len(drawn) - held_out_count(source, held_out, len(drawn))
     named = _Source(source, split, own_ids=found.own_ids_differ)
