@@ -66,9 +66,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 Limit = Annotated[
     int | None, typer.Option(help="Use at most N prompts, and N questions of each benchmark.", metavar="N")
 ]
-Target = Annotated[
-    int | None, typer.Option(help="Go on until N pairs are accepted (create.target).", metavar="N")
-]
+Target = Annotated[int | None, typer.Option(help="Go on until N pairs are accepted (create.target).", metavar="N")]
 Redo = Annotated[Stage | None, typer.Option(help="Do STAGE and what follows again; paid replies are kept.")]
 AnyOut = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/RECIPE if left out.")]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")]

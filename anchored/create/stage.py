@@ -129,7 +129,7 @@ def _round(target: int, pairs: int, tried: int) -> int:
     """How many prompts to try next, given what came of those tried: as many as should be enough, and no more."""
     missing = target - pairs
     if not pairs:
-        return missing if not tried else tried
+        return tried or missing
     return math.ceil(missing * tried / pairs)
 
 

@@ -41,7 +41,7 @@ class PromptRows:
 
 
 class Drawn:
-    """Some prompts of a source, in the data's order. A slice goes by the order of the draw: `[:n]` is a smaller sample."""
+    """Some prompts of a source, in the data's order. A slice goes by the order of the draw: `[:n]` draws fewer."""
 
     def __init__(self, source: _Source, rows: Sequence[int]) -> None:
         self._source = source
@@ -147,7 +147,7 @@ class _Source:
             prompt = layouts.prompt(row.readable())
         except Refused as reason:
             raise DataError(
-                f"{self.name}: {row.where} was a prompt when it was drawn and is none now ({reason}); leave the file as "
-                "it is while it is used"
+                f"{self.name}: {row.where} was a prompt when it was drawn and is none now ({reason}); leave the file "
+                "as it is while it is used"
             ) from None
         return prompt if self.own_ids else replace(prompt, id=prompt_id(prompt.messages))
