@@ -150,7 +150,8 @@ def _write_refused(path: Path, sets: Mapping[str, Sequence[Pair]]) -> None:
 
 
 def _about(chat: Remembered, used: Used) -> dict[str, Any]:
-    return {"model": chat.name, **asdict(used), "asked": chat.asked, "from_store": chat.hits}
+    spent = {"spent": asdict(chat.purse.spent())} if chat.purse else {}
+    return {"model": chat.name, **asdict(used), "asked": chat.asked, "from_store": chat.hits, **spent}
 
 
 _ADVICE = {

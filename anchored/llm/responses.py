@@ -95,8 +95,16 @@ def _finish_reason(choice: dict[str, Any], message: dict[str, Any], usage: Usage
 
 def _usage(usage: Any) -> Usage:
     counts = usage if isinstance(usage, dict) else {}
-    prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    return Usage(prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0)
+    details = counts.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else counts.get("prompt_cache_hit_tokens")
+    prompt = _count(counts.get("prompt_tokens"))
+    # some count thinking in the total alone
+    completion = max(_count(counts.get("completion_tokens")), _count(counts.get("total_tokens")) - prompt)
+    return Usage(prompt, completion, min(_count(cached), prompt))
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _json_or_none(text: str) -> Any:
