@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +28,6 @@ class Content:
 
 def read_reply(payload: Any, model: str, max_tokens: int, seconds: float) -> Reply | Fault:
     """The reply in a response to a request for `max_tokens` of `model`; a fault if there is none in it."""
-    if isinstance(payload, str):  # what was not declared as JSON comes as text
-        payload = _json_or_none(payload)
     if not isinstance(payload, dict):
         return Fault("again", "the reply is no JSON object")
     choices = payload.get("choices")
@@ -105,13 +102,6 @@ def _usage(usage: Any) -> Usage:
 
 def _count(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
-
-
-def _json_or_none(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
 
 
 def _valid(text: str) -> str:
