@@ -199,8 +199,9 @@ def section(runs: dict[tuple[int, str], list[dict[str, Any]]], arguments: argpar
         )
     ratio = median((512, OURS), "rate") / median((512, PLAIN), "rate")
     about = (
-        f"{datetime.date.today():%Y-%m-%d}, {os.cpu_count()} cores shared with the endpoint, openai {version('openai')}, "
-        f"aiohttp {version('aiohttp')}. Answers of 2 KB after {LATENCY} s; {counts[64]} and {counts[512]} requests, "
+        f"{datetime.date.today():%Y-%m-%d}, {os.cpu_count()} cores shared with the endpoint, openai "
+        f"{version('openai')}, aiohttp {version('aiohttp')}. Answers of 2 KB after {LATENCY} s; "
+        f"{counts[64]} and {counts[512]} requests, "
         f"medians of {arguments.rounds} rounds in which both take turns. Ours stores every reply on the disk before it "
         "is given, and counts its money; the plain client keeps nothing."
     )

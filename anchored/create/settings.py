@@ -130,8 +130,8 @@ class CreateSettings(Settings):
     def _budget_has_a_price(self) -> CreateSettings:
         if self.budget_usd is not None and self.teacher().price is None:
             raise ValueError(
-                f"budget_usd is {self.budget_usd:g}, but what {self.teacher().model} costs is not known; give the teacher of "
-                f"{self.method} its price: {{input: ..., output: ...}}, in USD per million tokens"
+                f"budget_usd is {self.budget_usd:g}, but what {self.teacher().model} costs is not known; give the "
+                f"teacher of {self.method} its price: {{input: ..., output: ...}}, in USD per million tokens"
             )
         return self
 

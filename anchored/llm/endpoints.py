@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from anchored.errors import AnchoredError, BudgetReached, ModelError, NoReply, ReplyError, Stopped
 from anchored.llm.chat import Reply, Request
@@ -31,22 +33,30 @@ def open_endpoints(
 
 
 class Endpoints:
-    """Several endpoints of one model, all with the same fingerprint, as one chat."""
+    """Several endpoints of one model, all with the same fingerprint, as one chat.
+
+    Requests wait in one line here, so that none stands before a slow endpoint while another is free.
+    """
 
     def __init__(self, chats: Sequence[OpenAIChat]) -> None:
         self.name, self.fingerprint = chats[0].name, chats[0].fingerprint
-        self._chats = tuple(chats)
+        self._asking = dict.fromkeys(chats, 0)
+        """How many requests each has."""
         self._ended: dict[OpenAIChat, AnchoredError] = {}
+        self._waiting: deque[_Waiting] = deque()
 
     async def check(self) -> None:
         """Set aside those where nothing answers or the key is refused; raises if that is all of them."""
-        await asyncio.gather(*(self._check(chat) for chat in self._working()))
-        self._pick(())
+        await asyncio.gather(*map(self._check, self._working()))
+        if not self._working():
+            raise self._none_left()
 
     async def reply(self, request: Request) -> Reply:
         tried: set[OpenAIChat] = set()
+        moved = False
         while True:
-            chat = self._pick(tried)
+            chat = await self._assigned(tried, first=moved)
+            moved = True
             try:
                 return await chat.reply(request)
             except NoReply:
@@ -57,9 +67,11 @@ class Endpoints:
                 raise
             except (ModelError, Stopped) as error:
                 self._set_aside(chat, error)
+            finally:
+                self._leave(chat)
 
     async def close(self) -> None:
-        await asyncio.gather(*(chat.close() for chat in self._chats))
+        await asyncio.gather(*(chat.close() for chat in self._asking))
 
     async def _check(self, chat: OpenAIChat) -> None:
         try:
@@ -68,24 +80,63 @@ class Endpoints:
             self._set_aside(chat, error)
 
     def _working(self) -> list[OpenAIChat]:
-        return [chat for chat in self._chats if chat not in self._ended]
+        return [chat for chat in self._asking if chat not in self._ended]
 
-    def _pick(self, tried: Collection[OpenAIChat]) -> OpenAIChat:
-        """The least busy of those that work and were not tried yet."""
-        working = self._working()
-        if not working:
-            self._raise_all()
-        return min((chat for chat in working if chat not in tried), key=lambda chat: chat.load, default=working[0])
+    async def _assigned(self, tried: Collection[OpenAIChat], *, first: bool) -> OpenAIChat:
+        """Wait in line for the least busy endpoint that was not tried yet."""
+        waiting = _Waiting(tried, asyncio.get_running_loop().create_future())
+        if first:
+            self._waiting.appendleft(waiting)
+        else:
+            self._waiting.append(waiting)
+        self._serve()
+        try:
+            return await waiting.given
+        except asyncio.CancelledError:
+            if waiting.given.done() and not waiting.given.cancelled() and not waiting.given.exception():
+                self._leave(waiting.given.result())
+            raise
+
+    def _leave(self, chat: OpenAIChat) -> None:
+        self._asking[chat] -= 1
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting:
+            tried, given = self._waiting[0].tried, self._waiting[0].given
+            working = self._working()
+            if given.done():  # cancelled
+                pass
+            elif not working:
+                given.set_exception(self._none_left())
+            else:
+                chat = min([chat for chat in working if chat not in tried] or working, key=self._load)
+                # where nobody is asked anything, nobody's end would call us again
+                if self._load(chat) >= 1 and any(self._asking.values()):
+                    return
+                self._asking[chat] += 1
+                given.set_result(chat)
+            self._waiting.popleft()
+
+    def _load(self, chat: OpenAIChat) -> float:
+        return self._asking[chat] / chat.room if chat.room else float("inf")
 
     def _set_aside(self, chat: OpenAIChat, error: AnchoredError) -> None:
         if chat in self._ended:
             return
         self._ended[chat] = error
         if left := len(self._working()):
-            log.warning("set aside, %d of %d endpoints go on: %s", left, len(self._chats), one_line(error))
+            log.warning("set aside, %d of %d endpoints go on: %s", left, len(self._asking), one_line(error))
 
-    def _raise_all(self) -> None:
-        """If any may work later, the same command goes on then."""
+    def _none_left(self) -> AnchoredError:
         errors = list(self._ended.values())
+        # if any may work later, the same command goes on then
         kind = Stopped if any(isinstance(error, Stopped) for error in errors) else ModelError
-        raise kind(f"none of {len(errors)} endpoints is left: {'; '.join(dict.fromkeys(map(str, errors)))}")
+        return kind(f"none of {len(errors)} endpoints is left: {'; '.join(dict.fromkeys(map(str, errors)))}")
+
+
+class _Waiting(NamedTuple):
+    """A request that no endpoint has yet."""
+
+    tried: Collection[OpenAIChat]
+    given: asyncio.Future[OpenAIChat]

@@ -75,9 +75,9 @@ class Gate:
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
-    def load(self) -> float:
-        """Requests in flight and in line, in parts of what may be in flight; infinite while a pause holds everyone."""
-        return float("inf") if self._closed_until else (self.in_flight + len(self._waiting)) / self.limit
+    def room(self) -> float:
+        """How many may be in flight; 0 while a pause holds everyone."""
+        return 0.0 if self._closed_until else self.limit
 
     @asynccontextmanager
     async def slot(self, tokens: float = 0) -> AsyncIterator[Slot]:

@@ -67,9 +67,7 @@ class OpenAIChat:
         self.base_url = (base_url or settings.base_url).rstrip("/")
         self._settings = settings
         self._purse = purse
-        self._gate = Gate(
-            settings.concurrency, Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute)
-        )
+        self._gate = Gate(settings.concurrency, Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute))
         self._guess = TokenGuess()
         self._refused: set[str] = set()
         self._reached = False
@@ -92,9 +90,9 @@ class OpenAIChat:
             self._options["headers"] = {"Authorization": openai.Omit()}
 
     @property
-    def load(self) -> float:
-        """How busy it is: requests in flight and in line, in parts of what may be in flight."""
-        return self._gate.load
+    def room(self) -> float:
+        """How many requests it takes at a time; 0 while it takes none."""
+        return self._gate.room
 
     async def check(self) -> None:
         """A ModelError now, instead of after hours of other work, if nothing answers or the key is refused. Free."""
@@ -269,9 +267,7 @@ class OpenAIChat:
             )
         if fault.follows == "unreachable":
             self._end(Stopped, f"{self._where()} is down ({fault.reason}); the same command goes on when it is back")
-        self._no_reply(
-            f"{self._where()} gave no usable reply in {tries.failed} attempts (last: {fault.reason})", fault
-        )
+        self._no_reply(f"{self._where()} gave no usable reply in {tries.failed} attempts (last: {fault.reason})", fault)
 
     def _no_reply(self, message: str, fault: Fault) -> NoReturn:
         """This request got none; many such in a row, and the endpoint is down."""

@@ -74,7 +74,7 @@ class Pace:
         reset = min(quota.reset, LONGEST_HOLD)
         # what is left is spread over the time until there is more; a quota that comes back bit by bit then settles
         # where half of it is left, and one that comes back at once is used up evenly
-        self._scarce_interval = reset / (quota.remaining + 1)
+        self._scarce_interval = reset / max(quota.remaining, 1)
         self._scarce_until = sent + reset
         self._held_until = self._scarce_until if quota.remaining < 1 else float("-inf")
 

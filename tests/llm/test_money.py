@@ -61,7 +61,13 @@ def test_the_worst_case_is_of_what_is_sent() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Why is the sky blue? " * 20, "空はなぜ青いのですか。" * 20, "🤷🏽‍♀️" * 20, "x=1;\n\t\t}" * 20, "\u0000\u0001é́" * 20],
+    [
+        "Why is the sky blue? " * 20,
+        "空はなぜ青いのですか。" * 20,
+        "🤷🏽‍♀️" * 20,
+        "x=1;\n\t\t}" * 20,
+        "\u0000\u0001é́" * 20,
+    ],
 )
 def test_no_text_has_more_tokens_than_its_worst_case(text: str) -> None:
     from anchored.llm.model_folder import load_tokenizer
@@ -155,7 +161,9 @@ def test_those_who_wait_may_be_cancelled() -> None:
 
 def test_what_earlier_processes_spent_counts() -> None:
     async def main() -> None:
-        purse = Purse(0.5, [Spending("m", 0.3, "usage"), Spending("m", 0.1, "unsure"), Spending("judge", 0.05, "usage")])
+        purse = Purse(
+            0.5, [Spending("m", 0.3, "usage"), Spending("m", 0.1, "unsure"), Spending("judge", 0.05, "usage")]
+        )
         async with purse.reserved("m", 0.04) as reservation:
             reservation.settle(Spending("m", 0.02, "usage"))
         spent = purse.spent()
@@ -315,7 +323,7 @@ def test_attempts_without_a_reply_are_kept_too(server: FaultServer, tmp_path: Pa
         use(server, purse, work, timeout_seconds=0.3, retries=0)
         assert {one.basis: one.usd for one in store.spent()} == {
             "usage": pytest.approx(COST),
-            "unsure": pytest.approx(WORST),
+            "unsure": pytest.approx(worst_case(PRICE, a_body("2"))),
         }
 
 

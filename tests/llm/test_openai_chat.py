@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
 import socket
 import time
@@ -64,6 +65,11 @@ def test_a_reply_keeps_text_usage_latency_and_the_raw_response(server: FaultServ
     assert reply.usage == Usage(prompt_tokens=7, completion_tokens=3)
     assert 0.05 <= reply.seconds < 5
     assert reply.raw == completion("Rayleigh scattering.")
+
+
+def test_json_that_is_declared_as_text_is_read(server: FaultServer) -> None:
+    server.script = [sends(json.dumps(completion("fine")), "text/plain")]
+    assert ask_one(server).text == "fine"
 
 
 def test_the_body_holds_the_sampling_settings_and_never_the_index(server: FaultServer) -> None:

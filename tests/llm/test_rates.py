@@ -17,10 +17,15 @@ def sent_at(pace: Pace, amounts: list[float], *, late: float = 0.0, start: float
 
 
 def most_in_a_minute(moments: list[float], amounts: list[float]) -> float:
-    return max(
-        sum(amount for at, amount in zip(moments, amounts, strict=True) if begin <= at < begin + 60)
-        for begin in moments
-    )
+    most = inside = 0.0
+    begin = 0
+    for moment, amount in zip(moments, amounts, strict=True):
+        inside += amount
+        while moments[begin] <= moment - 60 + 1e-6:
+            inside -= amounts[begin]
+            begin += 1
+        most = max(most, inside)
+    return most
 
 
 @pytest.mark.parametrize("late", [0.0, 0.003, 0.02])

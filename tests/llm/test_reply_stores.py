@@ -31,7 +31,9 @@ def a_request(number: int, max_tokens: int = 64) -> Request:
 def a_store(path: Path, numbers: range, *, says: str = "new") -> Path:
     with ReplyStore(path) as store:
         entries = [
-            Entry("m", a_request(number), Reply(f"{says} {number}", "stop", "m", usage=Usage(5, 9), raw={"raw": number}))
+            Entry(
+                "m", a_request(number), Reply(f"{says} {number}", "stop", "m", usage=Usage(5, 9), raw={"raw": number})
+            )
             for number in numbers
         ]
         store.put(entries, [Spending("m", 0.5, "usage")])
