@@ -191,6 +191,27 @@ def plan(
 
 
 @app.command()
+def merge_replies(
+    into: Annotated[Path, typer.Argument(metavar="INTO", help="A run folder, or its replies.sqlite.")],
+    others: Annotated[list[Path], typer.Argument(metavar="FROM...", help="Others, which stay as they are.")],
+) -> None:
+    """Add the replies of other runs or machines to a run's; what they cost is no spending of this run."""
+    from anchored.llm.replies import ReplyStore
+
+    def store(path: Path) -> Path:
+        return path if path.suffix == ".sqlite" or path.is_file() else Run(path).replies
+
+    with ReplyStore(store(into)) as kept:
+        for other in others:
+            merged = kept.merge(store(other))
+            _out.print(
+                escape(f"{store(other)}: {merged.added} replies added, {merged.known} known already"),
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+@app.command()
 def schema() -> None:
     """JSON Schema of a recipe, for editors."""
     from anchored import recipe as recipes

@@ -24,7 +24,8 @@ from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
 from anchored.llm.chat import Chat, Reply, Request
-from anchored.llm.openai_chat import OpenAIChat
+from anchored.llm.endpoints import open_endpoints
+from anchored.llm.money import Purse
 from anchored.llm.replies import ReplyStore
 from anchored.llm.settings import EndpointSettings
 from anchored.pocket import world
@@ -147,10 +148,11 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
         settings = settings.model_copy(update={"prompts": settings.prompts.model_copy(update={"take": None})})
     teacher_settings = settings.teacher()
     with ReplyStore(run.replies) as store, _served(teacher_settings) as base_url:
-        endpoint = OpenAIChat(teacher_settings, base_url=base_url)
+        purse = Purse(settings.budget_usd, store.spent()) if teacher_settings.price else None
+        endpoint = open_endpoints(teacher_settings, base_url=base_url, purse=purse)
         local = _local_chat(model_of(recipe), recipe.policy.model, settings.sample.batch_size)
         policy = store.remember(_CheckedFirst(local, endpoint.check))
-        teacher = store.remember(endpoint)
+        teacher = store.remember(endpoint, purse)
         try:
             await create(run, settings, prompts, CreateChats(policy, teacher), progress)
         finally:

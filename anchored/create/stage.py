@@ -182,7 +182,8 @@ def _by_outcome(file: RowFile) -> dict[str, int]:
 
 
 def _about(chat: Remembered, used: Used) -> dict[str, Any]:
-    return {"model": chat.name, **asdict(used), "asked": chat.asked, "from_store": chat.hits}
+    spent = {"spent": asdict(chat.purse.spent())} if chat.purse else {}
+    return {"model": chat.name, **asdict(used), "asked": chat.asked, "from_store": chat.hits, **spent}
 
 
 _ADVICE = {
