@@ -23,9 +23,15 @@ from anchored.errors import EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
+from anchored.llm.ask import OUTSTANDING
+from anchored.llm.batch_api import BatchApi
+from anchored.llm.batch_files import BatchFolder
+from anchored.llm.batches import BatchChat, Means, Way, cancel_batches
 from anchored.llm.chat import Chat, Reply, Request
-from anchored.llm.endpoints import open_endpoints
+from anchored.llm.connection import Connection
+from anchored.llm.endpoints import Endpoints, open_endpoints
 from anchored.llm.money import Purse
+from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.replies import ReplyStore
 from anchored.llm.settings import EndpointSettings
 from anchored.pocket import world
@@ -52,6 +58,17 @@ _TRIAL = user_prompt("Is water wet?", id="trial of the template"), (Answer("It i
 
 
 @dataclass(frozen=True, slots=True)
+class Batching:
+    """By which way the teacher's replies come, other than request by request."""
+
+    way: Way = "live"
+    imports: Sequence[Path] = ()
+    """Files of replies to what was exported."""
+    cancel: bool = False
+    """End what is under way, and do nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What one command does: which stages of which recipe in which folder."""
 
@@ -60,6 +77,8 @@ class Plan:
     stages: Sequence[str] = STAGES
     redo: str | None = None
     """Do this stage and the ones after it again, also where the recipe changed."""
+    batching: Batching | None = None
+    """How the teacher is asked; None: request by request, what is in batches already coming from there."""
 
 
 def execute(plan: Plan, progress: Progress) -> Run:
@@ -78,7 +97,7 @@ def execute(plan: Plan, progress: Progress) -> Run:
             if stage != "report" and run.summary(stage) is not None:
                 progress.note(f"{stage}: complete")
                 continue
-            _STAGES[stage](run, plan.recipe, progress)
+            _STAGES[stage](run, plan, progress)
     return run
 
 
@@ -134,14 +153,25 @@ def _check(run: Run, plan: Plan) -> None:
         check_names([_benchmark(name) for name in plan.recipe.evaluate.benchmarks])
 
 
-def _create(run: Run, recipe: Recipe, progress: Progress) -> None:
+def _create(run: Run, plan: Plan, progress: Progress) -> None:
+    recipe, batching = plan.recipe, plan.batching or Batching()
     if recipe.train.data is not None:
         progress.note(f"create: not needed, train.data is {recipe.train.data}")
-        return
-    asyncio.run(_create_pairs(run, recipe, progress))
+    elif batching.cancel:
+        asyncio.run(_cancel_batches(run, recipe, progress))
+    else:
+        asyncio.run(_create_pairs(run, recipe, batching, progress))
 
 
-async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
+async def _cancel_batches(run: Run, recipe: Recipe, progress: Progress) -> None:
+    connection = Connection(recipe.create.teacher())
+    try:
+        await cancel_batches(BatchFolder(run.batches), BatchApi(connection), progress)
+    finally:
+        await connection.close()
+
+
+async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: Progress) -> None:
     settings = recipe.create
     prompts = _limited_prompts(_prompts(settings), recipe.limit)
     if recipe.limit is not None:  # fewer prompts than `take` are no surprise then
@@ -149,26 +179,47 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
     teacher_settings = settings.teacher()
     with ReplyStore(run.replies) as store, _served(teacher_settings) as base_url:
         purse = Purse(settings.budget_usd, store.spent()) if teacher_settings.price else None
-        endpoint = open_endpoints(teacher_settings, base_url=base_url, purse=purse)
+        by_batches = batching != Batching() or run.batches.exists()
+
+        def open_live() -> OpenAIChat | Endpoints:
+            return open_endpoints(teacher_settings, base_url=base_url, purse=purse)
+
+        means = Means(
+            folder=BatchFolder(run.batches),
+            api=lambda: BatchApi(Connection(teacher_settings, base_url)),
+            live=open_live,
+            progress=progress,
+            busy=lambda: policy.busy,
+            stored=lambda key: store.get_without_raw(key) is not None,
+            purse=purse,
+            imports=batching.imports,
+        )
+        endpoint = BatchChat(teacher_settings, settings.batch, batching.way, means) if by_batches else open_live()
         local = _local_chat(model_of(recipe), recipe.policy.model, settings.sample.batch_size)
         policy = store.remember(_CheckedFirst(local, endpoint.check))
         teacher = store.remember(endpoint, purse)
+        under_way = OUTSTANDING
+        if by_batches:
+            under_way = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
         try:
-            await create(run, settings, prompts, CreateChats(policy, teacher), progress)
+            await create(run, settings, prompts, CreateChats(policy, teacher), progress, under_way)
+            if isinstance(endpoint, BatchChat):
+                endpoint.complete()
         finally:
             await policy.close()  # first: its check of the teacher may still be under way
             await teacher.close()
 
 
-def _train(run: Run, recipe: Recipe, progress: Progress) -> None:
+def _train(run: Run, plan: Plan, progress: Progress) -> None:
     from anchored.train.stage import TrainInputs, train
 
+    recipe = plan.recipe
     rows = _training_rows(run, recipe, progress)
     train(run, recipe.train, TrainInputs(model_of(recipe), rows.training, rows.held_out), progress)
 
 
-def _evaluate(run: Run, recipe: Recipe, progress: Progress) -> None:
-    settings = recipe.evaluate
+def _evaluate(run: Run, plan: Plan, progress: Progress) -> None:
+    recipe, settings = plan.recipe, plan.recipe.evaluate
     if not settings.benchmarks:
         progress.note("evaluate: nothing to do, evaluate.benchmarks is empty")
         return
@@ -184,7 +235,7 @@ def _evaluate(run: Run, recipe: Recipe, progress: Progress) -> None:
         asyncio.run(evaluate(run, settings, benchmarks, checkpoints, open_chat, progress))
 
 
-def _report(run: Run, recipe: Recipe, progress: Progress) -> None:
+def _report(run: Run, plan: Plan, progress: Progress) -> None:
     from anchored.report.stage import report
 
     if not run.has_work():
@@ -192,7 +243,7 @@ def _report(run: Run, recipe: Recipe, progress: Progress) -> None:
     report(run)
 
 
-_STAGES: Mapping[str, Callable[[Run, Recipe, Progress], None]] = {
+_STAGES: Mapping[str, Callable[[Run, Plan, Progress], None]] = {
     "create": _create,
     "train": _train,
     "evaluate": _evaluate,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from anchored.llm.settings import EndpointSettings, SampleSettings
+from anchored.llm.settings import BatchSettings, EndpointSettings, SampleSettings
 from anchored.settings import Settings
 
 PAPERS_TEACHER = "gpt-4-turbo"
@@ -109,7 +109,7 @@ CLAIR_FILTERS: tuple[Filter, ...] = ("length_ratio", "leak")
 class CreateSettings(Settings):
     """The `create:` section: how pairs are made from prompts."""
 
-    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd"})
+    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd", "batch"})
 
     method: Literal["clair", "judge-on-policy", "stronger-preferred"] = "clair"
     """clair: the teacher minimally revises the policy's answer; judge-on-policy: it picks the better of two of them;
@@ -125,6 +125,8 @@ class CreateSettings(Settings):
     stronger: StrongerSettings = StrongerSettings()
     filters: tuple[Filter, ...] | None = None
     """Which pairs are refused: length_ratio, leak. null: both for clair, none for the others."""
+    batch: BatchSettings = BatchSettings()
+    """How `--batch`, `--batch-export` and `--batch-import` go."""
     budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Most money for the replies of this run, in USD, what earlier processes spent included; null: no limit. Needs the
     teacher's price."""

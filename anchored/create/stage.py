@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from anchored.create.clair import clair
 from anchored.create.desk import CreateChats, Desk, Used
@@ -24,7 +25,7 @@ from anchored.create.settings import CreateSettings
 from anchored.create.stronger import stronger_preferred
 from anchored.datasets_io import PairWriter, PromptRows, Prompts
 from anchored.errors import DataError
-from anchored.llm.ask import work_in_order
+from anchored.llm.ask import AHEAD, OUTSTANDING, work_in_order
 from anchored.llm.replies import Remembered
 from anchored.progress import Progress
 from anchored.records import Outcome, Pair, Prompt
@@ -62,11 +63,17 @@ class CreateSummary:
 
 
 async def create(
-    run: Run, settings: CreateSettings, prompts: PromptRows, chats: CreateChats, progress: Progress
+    run: Run,
+    settings: CreateSettings,
+    prompts: PromptRows,
+    chats: CreateChats,
+    progress: Progress,
+    under_way: int = OUTSTANDING,
 ) -> CreateSummary:
     """Make a row of every prompt and write them; what Stopped or ModelError cut short goes on with the same call.
 
-    Rows are written as they come, in the order of the prompts, so their number does not matter to memory.
+    Rows are written as they come, in the order of the prompts, so their number does not matter to memory; that of the
+    rows made at a time, `under_way`, does.
     """
     started = time.perf_counter()
     desk = Desk(settings, chats)
@@ -78,7 +85,7 @@ async def create(
         held_out = RowFile("held_out", run.held_out, refused)
         # without a pair the refused rows alone are written: they say why
         with suppress(_NoPair), training, held_out:
-            await _make(desk, prompts, training, held_out, progress)
+            await _make(desk, prompts, training, held_out, progress, under_way)
             if not training.pairs:
                 raise _NoPair
     _note_what_failed((training, held_out), progress)
@@ -105,7 +112,9 @@ class _NoPair(Exception):
     """No row of the training prompts was accepted."""
 
 
-async def _make(desk: Desk, prompts: PromptRows, training: RowFile, held_out: RowFile, progress: Progress) -> None:
+async def _make(
+    desk: Desk, prompts: PromptRows, training: RowFile, held_out: RowFile, progress: Progress, under_way: int
+) -> None:
     """A row of each prompt, in their order: the teacher works while the policy still samples.
 
     What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
@@ -113,14 +122,18 @@ async def _make(desk: Desk, prompts: PromptRows, training: RowFile, held_out: Ro
     target = training.target
     outcomes: Counter[str] = Counter()
     progress.start(_TASK, (target or len(prompts.prompts)) + len(prompts.held_out))
+    # with the first of the others: where replies come by batches there is no second wait for them
+    apart = [_Share(prompts.held_out, held_out, _Counter(progress, outcomes))]
     try:
         tried = 0
         while tried < len(prompts.prompts) and (target is None or training.pairs < target):
             more = len(prompts.prompts) if target is None else _round(target, training.pairs, tried)
             counted = None if target is None else Outcome.OK
-            await _rows(desk, prompts.prompts[tried : tried + more], training, _Counter(progress, outcomes, counted))
+            share = _Share(prompts.prompts[tried : tried + more], training, _Counter(progress, outcomes, counted))
+            await _rows(desk, [share, *apart], under_way)
+            apart = []
             tried += more
-        await _rows(desk, prompts.held_out, held_out, _Counter(progress, outcomes))
+        await _rows(desk, apart, under_way)
     finally:
         progress.finish(_TASK)
 
@@ -133,15 +146,32 @@ def _round(target: int, pairs: int, tried: int) -> int:
     return math.ceil(missing * tried / pairs)
 
 
-async def _rows(desk: Desk, prompts: Prompts, file: RowFile, counter: _Counter) -> None:
+async def _rows(desk: Desk, shares: Sequence[_Share], under_way: int) -> None:
     make, filters = METHODS[desk.settings.method], desk.settings.active_filters()
 
-    async def row(_: int, prompt: Prompt) -> Pair:
-        pair = filtered(await make(prompt, desk), filters)
-        counter.count(pair.outcome)
-        return pair
+    async def row(_: int, due: _Due) -> Callable[[], None]:
+        pair = filtered(await make(due.prompt, desk), filters)
+        due.share.counter.count(pair.outcome)
+        return partial(due.share.file.put, pair)
 
-    await work_in_order(prompts, row, file.put)
+    due = (_Due(share, prompt) for share in shares for prompt in share.prompts)
+    await work_in_order(due, row, lambda put: put(), outstanding=under_way, ahead=max(AHEAD, 2 * under_way))
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Prompts whose rows go to one file."""
+
+    prompts: Prompts
+    file: RowFile
+    counter: _Counter
+
+
+class _Due(NamedTuple):
+    """A row to make."""
+
+    share: _Share
+    prompt: Prompt
 
 
 @dataclass(frozen=True, slots=True)

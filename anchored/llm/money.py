@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -122,6 +122,11 @@ class Purse:
         """What is spent in this run so far."""
         return self._spent_usd
 
+    @property
+    def left_usd(self) -> float:
+        """What is neither spent nor set aside."""
+        return float("inf") if self.cap_usd is None else self.cap_usd - self._spent_usd - self._reserved_usd
+
     def spent(self) -> Spent:
         """The same, taken apart."""
         by_chat: Counter[str] = Counter()
@@ -144,9 +149,23 @@ class Purse:
             yield reservation
         finally:
             if reservation.spending:
-                self._add(reservation.spending)
-                self._unlisted.append(reservation.spending)
+                self.spend(reservation.spending)
             self._take_back(usd)
+
+    @contextmanager
+    def held(self, usd: float) -> Iterator[None]:
+        """`usd` set aside for the block, whether it is there or not: for what is sent already, or is in `left_usd`."""
+        self._reserved_usd += usd
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._take_back(usd)
+
+    def spend(self, spending: Spending) -> None:
+        """Money that is gone."""
+        self._add(spending)
+        self._unlisted.append(spending)
 
     def take_unlisted(self) -> list[Spending]:
         """What was spent since the last call, for the store; `list_again` gives back what it could not keep."""

@@ -242,6 +242,11 @@ class Remembered:
         self._unwritten: list[tuple[Entry, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything that was asked is not answered yet."""
+        return bool(self._calls)
+
     async def reply(self, request: Request) -> Reply:
         key = request_key(self.fingerprint, request)
         call = self._calls.get(key)

@@ -1,0 +1,599 @@
+"""A chat that asks by batches: requests gather, go out together, and are answered when their batch has ended.
+
+It has the name and the fingerprint of the live chat with the same settings, so the store of replies is one: a run may
+begin in batches and end live, or the other way round. Whatever the way, what lies on the disk (`batch_files`) or is
+under way at the endpoint is not asked again. A batch goes through these steps, each on the disk before the next:
+requests and intent written, file uploaded, batch made, results downloaded, rows answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn, TypeVar
+
+from anchored.errors import AnchoredError, BudgetReached, DataError, ModelError, NoReply, ReplyError, Stopped
+from anchored.llm.batch_api import BatchApi, Look
+from anchored.llm.batch_files import Batch, BatchFolder, Counted, Results, State, keys_of, request_line
+from anchored.llm.bodies import fingerprint, request_body
+from anchored.llm.chat import Reply, Request
+from anchored.llm.endpoints import Endpoints
+from anchored.llm.faults import Fault
+from anchored.llm.money import Purse, cost, worst_case
+from anchored.llm.openai_chat import OpenAIChat
+from anchored.llm.replies import request_key
+from anchored.llm.responses import read_reply
+from anchored.llm.settings import BatchSettings, EndpointSettings
+from anchored.progress import Progress
+
+Way = Literal[
+    "submit",  # by the endpoint's Batch API
+    "export",  # to files for somebody else to run
+    "live",  # one by one; only what is in batches already comes from there
+]
+SETTLE_SECONDS = 5.0
+"""Until a batch that was made is sure to be in the endpoint's list."""
+FIRST_LOOK_SECONDS = 2.0
+LONGEST_BACKOFF = 60.0
+ROWS_AT_ONCE = 64
+_LACKING = Fault("again", "the results lack it")
+
+log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+
+@dataclass(eq=False, slots=True)
+class _Row:
+    """A request that waits for its reply."""
+
+    key: str
+    request: Request
+    size: int
+    usd: float
+    answer: asyncio.Future[Reply | None]
+    """None: it must be asked live."""
+    waiting: int = 0
+    tries: int = 0
+    left_out: frozenset[str] = frozenset()
+    """Parameters that it was sent without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a `BatchChat` works with."""
+
+    folder: BatchFolder
+    api: Callable[[], BatchApi]
+    """Opened when it is needed: files can be written and read without an endpoint."""
+    live: Callable[[], OpenAIChat | Endpoints]
+    """Asked for what is in no batch, where `way` is live."""
+    progress: Progress
+    busy: Callable[[], bool] = lambda: False
+    """Whether somebody is at work whose result may be asked about next."""
+    stored: Callable[[str], bool] = lambda _: False
+    """Whether the reply to the request with this key is in the store."""
+    purse: Purse | None = None
+    imports: Sequence[Path] = ()
+    """Files of results that came from elsewhere."""
+
+
+class BatchChat:
+    """Answers from batches: made here and now, or by earlier processes, or run by somebody else."""
+
+    def __init__(self, settings: EndpointSettings, how: BatchSettings, way: Way, means: Means) -> None:
+        self.name = settings.model
+        self.fingerprint = fingerprint(settings)
+        self._settings, self._how, self._way, self._means = settings, how, way, means
+        self._price = how.price(settings.price) if means.purse else None
+        self._results = Results()
+        self._refusals: dict[str, Fault] = {}
+        """Of rows in files that will never succeed."""
+        self._batches: list[Batch] = []
+        self._open: set[str] = set()
+        """Keys in batches of earlier processes that have not ended."""
+        self._rows: dict[str, _Row] = {}
+        self._queue: dict[str, _Row] = {}
+        """Of the rows, those in no batch, in the order in which they came."""
+        self._queued_bytes = 0
+        self._refused: set[str] = set()
+        self._most_rows = how.rows
+        self._asked_at = self._not_before = 0.0
+        self._wake = asyncio.Event()
+        self._files = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sender: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._over: Exception | None = None
+        self._opened_api: BatchApi | None = None
+        self._opened_live: OpenAIChat | Endpoints | None = None
+
+    async def reply(self, request: Request) -> Reply:
+        await self._load_once()
+        self._raise_if_over()
+        key = request_key(self.fingerprint, request)
+        if known := self._found(key, request):
+            return known
+        if refusal := self._refusals.get(key):
+            raise ReplyError(f"{self.name} refused the request ({refusal.reason})")
+        if self._way == "live" and key not in self._open:
+            return await self._live().reply(request)
+        answer = await self._answer_of(self._rows.get(key) or self._new_row(key, request))
+        return await self._live().reply(request) if answer is None else answer
+
+    async def check(self) -> None:
+        """A ModelError now, instead of after hours of other work, if the endpoint cannot be used. Free."""
+        await self._load_once()
+        self._raise_if_over()
+        if self._way != "export":
+            await self._live().check()
+
+    def complete(self) -> None:
+        """The stage that asked has all it wants: what was refused may be asked again from now on."""
+        for batch in self._batches:
+            if batch.state.collected and not batch.state.used:
+                batch.state.used = True
+                batch.save()
+
+    async def close(self) -> None:
+        """Stop following; what is under way at the endpoint goes on there."""
+        tasks = [task for task in (*self._tasks, self._sender, self._loading) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        left = [batch for batch in self._batches if batch.state.batch_id and not batch.state.collected]
+        if left and self._opened_api:
+            rows, where = sum(batch.state.rows for batch in left), self._opened_api.connection.where
+            go_on = "1 batch goes on" if len(left) == 1 else f"{len(left)} batches go on"
+            self._means.progress.note(
+                f"{go_on} at {where} ({rows:,} rows); the same command collects them, and --cancel-batches ends them"
+            )
+        self._results.close()
+        if self._opened_api:
+            await self._opened_api.connection.close()
+        if self._opened_live:
+            await self._opened_live.close()
+
+    # what is known already
+
+    async def _load_once(self) -> None:
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._guarded(self._load()))
+        await asyncio.shield(self._loading)
+
+    async def _load(self) -> None:
+        unfinished = []
+        for batch in self._means.folder.batches():
+            if batch.state.fingerprint != self.fingerprint:
+                continue
+            if not batch.state.collected:
+                unfinished.append(batch)
+                continue
+            self._batches.append(batch)
+            faults = await self._index(batch)
+            for key, fault in faults.items() if not batch.state.used else ():
+                self._remember_refusal(key, fault)
+        self._import()
+        if unfinished and self._way == "export":
+            raise DataError(
+                f"{unfinished[0].file}: this batch is under way; collect it with --batch, or end it with "
+                "--cancel-batches, before what is left is exported"
+            )
+        for batch in unfinished:
+            if await self._was_made(batch):
+                self._batches.append(batch)
+                self._open.update(keys_of(batch.requests))
+                self._start(self._go_on(batch), batch.state.usd)
+        self._sender = asyncio.create_task(self._guarded(self._send_all()))
+
+    def _import(self) -> None:
+        """Index what was run elsewhere, and say what is in it."""
+        if not self._means.imports:
+            return
+        folder = self._means.folder
+        asked = {bytes.fromhex(key) for path in folder.requests() for key in keys_of(path)}
+        for path in self._means.imports:
+            found = self._results.add(path, lambda key: bytes.fromhex(key) in asked or self._means.stored(key))
+            for key, fault in found.faults.items():
+                self._remember_refusal(key, fault)
+            self._means.progress.note(_told(path, found))
+
+    def _remember_refusal(self, key: str, fault: Fault) -> None:
+        if fault.follows == "row":
+            self._refusals[key] = fault
+        elif fault.follows == "without":
+            self._leave_out(fault.parameter)
+
+    async def _was_made(self, batch: Batch) -> bool:
+        """Whether the endpoint has the batch; one that was never made is dropped: its rows may not be wanted now."""
+        state, base_url = batch.state, self._api().connection.base_url
+        if state.base_url != base_url:
+            raise ModelError(
+                f"{batch.file}: this batch was sent to {state.base_url}, not {base_url}; give the old base_url back "
+                "until it is collected, or delete the file to ask its rows again"
+            )
+        if state.batch_id:
+            return True
+        if state.file_id:
+            await asyncio.sleep(SETTLE_SECONDS)
+            if look := await self._patiently(lambda: self._api().find(state)):
+                self._note_made(batch, look)
+                return True
+        batch.drop()
+        return False
+
+    def _found(self, key: str, request: Request) -> Reply | None:
+        """The reply on the disk, which is spent money from now on."""
+        payload = self._results.find(key)
+        if payload is None:
+            return None
+        reply = read_reply(payload, self.name, request.max_tokens, 0.0)
+        if isinstance(reply, Fault):
+            self._results.forget(key)
+            return None
+        if self._means.purse and self._price:
+            body = request_body(self._settings, request, self._refused)
+            self._means.purse.spend(cost(self._price, self.name, body, reply))
+        return reply
+
+    # rows that wait
+
+    def _new_row(self, key: str, request: Request) -> _Row:
+        body = request_body(self._settings, request, self._refused)
+        usd = worst_case(self._price, body) if self._price else 0.0
+        row = _Row(key, request, len(request_line(key, body)), usd, asyncio.get_running_loop().create_future())
+        self._rows[key] = row
+        if key not in self._open:
+            self._enqueue(row)
+        return row
+
+    def _enqueue(self, row: _Row) -> None:
+        self._queue[row.key] = row
+        self._queued_bytes += row.size
+        self._asked_at = asyncio.get_running_loop().time()
+        self._wake.set()
+
+    def _unqueue(self, row: _Row) -> None:
+        if self._queue.pop(row.key, None):
+            self._queued_bytes -= row.size
+
+    async def _answer_of(self, row: _Row) -> Reply | None:
+        row.waiting += 1
+        try:
+            return await asyncio.shield(row.answer)
+        finally:
+            row.waiting -= 1
+            if not row.waiting:  # answered, or nobody wants it any more
+                self._unqueue(row)
+                self._rows.pop(row.key, None)
+
+    async def _send_all(self) -> None:
+        while True:
+            self._wake.clear()
+            wait = self._seconds_until_due()
+            if wait is None or wait > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), wait)
+            elif self._way == "export":
+                self._export()
+            else:
+                await self._send()
+
+    def _seconds_until_due(self) -> float | None:
+        """Until what has gathered is sent; None: until something else happens."""
+        if not self._queue or self._not_before == float("inf"):
+            return None
+        now = asyncio.get_running_loop().time()
+        full = len(self._queue) >= self._most_rows or self._queued_bytes >= self._most_bytes
+        if full and self._way == "submit":
+            return self._not_before - now
+        if self._means.busy():
+            return self._how.linger_seconds
+        return max(self._asked_at + self._how.linger_seconds, self._not_before) - now
+
+    @property
+    def _most_bytes(self) -> float:
+        return self._how.megabytes * 1e6
+
+    def _cut(self, most_usd: float) -> list[_Row]:
+        """The first rows in the queue that a batch can hold."""
+        rows: list[_Row] = []
+        size, usd = 0, 0.0
+        for row in self._queue.values():
+            size, usd = size + row.size, usd + row.usd
+            if usd > most_usd or len(rows) == self._most_rows or (rows and size > self._most_bytes):
+                break
+            rows.append(row)
+        for row in rows:
+            self._unqueue(row)
+        return rows
+
+    async def _send(self) -> None:
+        purse = self._means.purse if self._price else None
+        if rows := self._cut(purse.left_usd if purse else float("inf")):
+            self._start(self._make(rows), sum(row.usd for row in rows))
+        elif self._tasks:  # what they do not spend may be enough
+            self._not_before = float("inf")
+        elif purse:
+            try:
+                async with purse.reserved(self.name, next(iter(self._queue.values())).usd) as reservation:
+                    reservation.release()
+            except BudgetReached as error:
+                self._end(BudgetReached, str(error))
+
+    def _export(self) -> None:
+        count = len(self._queue)
+        paths = self._means.folder.export(self._lines(rows) for rows in iter(lambda: self._cut(float("inf")), []))
+        first, more = paths[0], f" to {paths[-1].name}" if len(paths) > 1 else ""
+        results = first.with_name(f"{first.stem}.output.jsonl")
+        self._end(
+            Stopped,
+            f"{count:,} requests are in {first}{more}; run them, as with `vllm run-batch -i {first} "
+            f"-o {results} --model {self.name}`, and go on with --batch-import {results} in place of --batch-export",
+        )
+
+    def _lines(self, rows: Iterable[_Row]) -> Iterator[bytes]:
+        for row in rows:
+            row.left_out = frozenset(self._refused)
+            yield request_line(row.key, request_body(self._settings, row.request, row.left_out))
+
+    # batches under way
+
+    def _start(self, work: Awaitable[None], usd: float) -> None:
+        """Do something for a batch that may cost so much, which stays set aside until its rows are answered."""
+        held = ExitStack()
+        if self._means.purse and self._price:
+            held.enter_context(self._means.purse.held(usd))
+
+        async def do() -> None:
+            with held:
+                await self._guarded(work)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if self._not_before == float("inf"):
+                self._not_before = 0.0
+            self._wake.set()
+
+        task = asyncio.create_task(do())
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+
+    async def _make(self, rows: Sequence[_Row]) -> None:
+        state = State(self._api().connection.base_url, self.fingerprint, len(rows), sum(row.usd for row in rows))
+        async with self._files:
+            batch = await asyncio.to_thread(self._means.folder.begin, self._lines(rows), state)
+        self._batches.append(batch)
+        state.file_id = await self._patiently(lambda: self._api().upload(batch.requests))
+        batch.save()
+        self._note_made(batch, await self._patiently(lambda: self._made(state)))
+        await self._go_on(batch)
+
+    async def _made(self, state: State) -> Look | Fault:
+        """One attempt at making a batch. Where it is not known whether one was made, the endpoint is asked."""
+        look = await self._api().make(state)
+        if isinstance(look, Fault) and look.follows == "again":
+            await asyncio.sleep(SETTLE_SECONDS)
+            return await self._patiently(lambda: self._api().find(state)) or look
+        return look
+
+    def _note_made(self, batch: Batch, look: Look) -> None:
+        batch.state.batch_id, batch.state.status = look.batch_id, look.status
+        batch.save()
+
+    async def _go_on(self, batch: Batch) -> None:
+        """Follow a batch to its end and answer its rows."""
+        look = await self._followed(batch)
+        batch.state.status = look.status
+        for file_id, path in ((look.output_file_id, batch.output), (look.error_file_id, batch.errors)):
+            if file_id:
+                await self._patiently(lambda file_id=file_id, path=path: self._api().download(file_id, path))
+        batch.state.collected = True
+        batch.save()
+        if look.status == "failed":
+            self._note_failed(batch, look)
+            return
+        self._not_before, self._most_rows = 0.0, min(self._how.rows, 2 * self._most_rows)
+        faults = await self._index(batch)
+        for number, key in enumerate(keys_of(batch.requests)):
+            self._open.discard(key)
+            self._settle(key, faults.get(key, _LACKING))
+            if number % ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    async def _followed(self, batch: Batch) -> Look:
+        progress, state = self._means.progress, batch.state
+        wait, done = min(FIRST_LOOK_SECONDS, self._how.poll_seconds), 0
+        progress.note(f"{batch.name}: {state.rows:,} rows are under way as {state.batch_id}")
+        progress.start(batch.name, state.rows)
+        try:
+            while True:
+                look = await self._patiently(lambda: self._api().look(state), unknown=batch)
+                progress.advance(batch.name, look.done + look.failed - done, status=look.status, failed=look.failed)
+                done = look.done + look.failed
+                if look.ended:
+                    return look
+                await asyncio.sleep(wait)
+                wait = min(1.5 * wait, self._how.poll_seconds)
+        finally:
+            progress.finish(batch.name)
+
+    def _note_failed(self, batch: Batch, look: Look) -> None:
+        """Nothing of it was run: for its size, and then less goes out later; or for what is in it, which ends all."""
+        where = self._api().connection.where
+        if not look.limited:
+            self._end(ModelError, f"{where} takes no such batch ({look.errors}); {batch.requests} is what was sent")
+        rows = [self._rows[key] for key in keys_of(batch.requests) if key in self._rows]
+        others = len(self._tasks) > 1
+        if batch.state.rows == 1 and not others:
+            self._end(Stopped, f"{where} takes no batch now ({look.errors}); the same command goes on later")
+        log.warning("%s has too much under way (%s); fewer rows go out later", where, look.errors)
+        self._most_rows = max(1, min(self._most_rows, batch.state.rows) // 2)
+        now = asyncio.get_running_loop().time()
+        self._not_before = float("inf") if others else now + self._how.poll_seconds
+        for row in rows:
+            self._open.discard(row.key)
+            self._again(row)
+
+    async def _index(self, batch: Batch) -> dict[str, Fault]:
+        """Make its results known; the faults of rows that got no reply come back."""
+        faults: dict[str, Fault] = {}
+        async with self._files:
+            for path in batch.results:
+                faults |= (await asyncio.to_thread(self._results.add, path)).faults
+        return faults
+
+    def _settle(self, key: str, fault: Fault) -> None:
+        """Answer a row whose batch has ended: with its reply, or as its fault says."""
+        row = self._rows.get(key)
+        if row is None:
+            if key not in self._results:
+                self._remember_refusal(key, fault)
+            return
+        if row.answer.done():
+            return
+        if reply := self._found(key, row.request):
+            row.answer.set_result(reply)
+        elif fault.follows == "quota":
+            way_out = "top up the account, then the same command goes on"
+            self._end(Stopped, f"no money is left at {self._api().connection.where} ({fault.reason}); {way_out}")
+        elif fault.follows == "endpoint":
+            self._end(ModelError, self._api().connection.why_refused(self._api().connection.redacted(fault)))
+        elif fault.follows == "without" and fault.parameter not in row.left_out:
+            self._leave_out(fault.parameter)
+            self._again(row)
+        elif fault.follows in ("row", "without"):
+            _fail(row, ReplyError(f"{self.name} refused the request ({fault.reason})"))
+        elif row.tries < self._how.retries:
+            row.tries += 1
+            self._again(row)
+        else:
+            _fail(row, NoReply(f"{self.name} gave no reply in {row.tries + 1} batches (last: {fault.reason})"))
+
+    def _again(self, row: _Row) -> None:
+        if self._way == "submit":
+            self._enqueue(row)
+        elif not row.answer.done():
+            row.answer.set_result(None)
+
+    def _leave_out(self, parameter: str) -> None:
+        if parameter not in self._refused:
+            self._refused.add(parameter)
+            log.warning("%s refuses %s: the requests go again without", self.name, parameter)
+
+    # the endpoint
+
+    async def _patiently(self, call: Callable[[], Awaitable[Value | Fault]], unknown: Batch | None = None) -> Value:
+        """What a call gives, made again while it may succeed; `unknown` is the batch that a 404 speaks of."""
+        clock = asyncio.get_running_loop().time
+        since, failures = clock(), 0
+        while isinstance(seen := await call(), Fault):
+            failures += 1
+            where = self._api().connection.where
+            if seen.follows == "quota":
+                self._end(
+                    Stopped, f"no money is left at {where} ({seen.reason}); top up, then the same command goes on"
+                )
+            if seen.follows in ("endpoint", "row", "without"):
+                self._end(ModelError, self._why_not(seen, unknown))
+            wait = _backoff(failures) if seen.wait is None else seen.wait
+            others = seen.follows == "throttled" and len(self._tasks) > 1  # their ends make room
+            if clock() + wait - since > self._settings.patience_seconds and not others:
+                self._end(
+                    Stopped, f"{where} is down or takes no batches ({seen.reason}); the same command goes on later"
+                )
+            await asyncio.sleep(wait)
+        return seen
+
+    def _why_not(self, fault: Fault, unknown: Batch | None) -> str:
+        connection = self._api().connection
+        if fault.status == 404 and unknown:
+            return (
+                f"{connection.where} knows no batch {unknown.state.batch_id} ({fault.reason}); give back the key that "
+                f"it was made with, or delete {unknown.file} to ask its rows again"
+            )
+        if fault.status in (404, 405):
+            return f"{connection.where} has no Batch API ({fault.reason}); leave out --batch, or see --batch-export"
+        if fault.status in (401, 403):
+            return connection.why_refused(fault)
+        return f"{connection.where} takes no such batch ({fault.reason})"
+
+    def _api(self) -> BatchApi:
+        if self._opened_api is None:
+            self._opened_api = self._means.api()
+        return self._opened_api
+
+    def _live(self) -> OpenAIChat | Endpoints:
+        if self._opened_live is None:
+            self._opened_live = self._means.live()
+        return self._opened_live
+
+    # the end
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self._stop(error)
+
+    def _end(self, kind: type[AnchoredError], message: str) -> NoReturn:
+        error = kind(message)
+        self._stop(error)
+        raise error
+
+    def _stop(self, error: Exception) -> None:
+        """No later request can succeed: whoever waits gets the error, and so does whoever asks."""
+        if self._over is not None:
+            return
+        self._over = error
+        self._queue.clear()
+        for row in list(self._rows.values()):
+            _fail(row, _copy(error))
+
+    def _raise_if_over(self) -> None:
+        if self._over is not None:
+            raise _copy(self._over)
+
+
+async def cancel_batches(folder: BatchFolder, api: BatchApi, progress: Progress) -> None:
+    """End the batches that are under way; what they answered is collected when the stage goes on."""
+    ours = [batch for batch in folder.batches() if batch.state.base_url == api.connection.base_url]
+    unfinished = [batch for batch in ours if batch.state.batch_id and not batch.state.collected]
+    for batch in unfinished:
+        look = await api.cancel(batch.state)
+        said = f"not cancelled: {look.reason}" if isinstance(look, Fault) else look.status
+        progress.note(f"{batch.name} ({batch.state.batch_id}, {batch.state.rows:,} rows): {said}")
+    if not unfinished:
+        progress.note("no batch is under way")
+
+
+def _fail(row: _Row, error: Exception) -> None:
+    if not row.answer.done():
+        row.answer.set_exception(error)
+        row.answer.exception()  # whoever waited may be gone
+
+
+def _copy(error: Exception) -> Exception:
+    """The same error, without the traceback of where it was raised before."""
+    return type(error)(*error.args) if isinstance(error, AnchoredError) else error
+
+
+def _told(path: Path, found: Counted) -> str:
+    parts = [f"{found.replies:,} replies"]
+    if found.faults:
+        first = next(iter(found.faults.values()))
+        parts.append(f"{len(found.faults):,} requests without one (the first: {first.reason})")
+    if found.foreign:
+        parts.append(f"{found.foreign:,} results of requests that are not this run's")
+    if found.unreadable:
+        parts.append(f"{found.unreadable:,} lines that are no results")
+    return f"{path}: {', '.join(parts)}"
+
+
+def _backoff(failures: int) -> float:
+    return random.uniform(0.5, 1) * min(LONGEST_BACKOFF, 2.0 ** (failures - 1))

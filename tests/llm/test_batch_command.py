@@ -1,0 +1,210 @@
+"""The real `create` command by batches: killed anywhere it submits nothing twice, and its pairs are a live run's."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from batch_server import Answer, BatchServer, Fate
+from commands import ENVIRONMENT, POCKET, Finished, anchored, anchored_killed, command
+from fault_server import Act, hangs
+
+from anchored.pocket.teacher import Teacher
+
+SECRET = "sk-a-key-that-must-not-be-seen"
+ROWS = 14
+PAIRS = ("pairs.parquet", "held_out.parquet", "refused.parquet")
+
+
+@pytest.fixture(scope="module")
+def answer() -> Iterator[Answer]:
+    """The pocket teacher's answers."""
+    with Teacher() as teacher:
+
+        def ask(body: dict[str, Any]) -> dict[str, Any]:
+            request = urllib.request.Request(
+                f"{teacher.base_url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request) as response:
+                return json.loads(response.read())
+
+        yield ask
+
+
+@pytest.fixture
+def server(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchServer]:
+    monkeypatch.setitem(ENVIRONMENT, "ANCHORED_TEST_KEY", SECRET)
+    with BatchServer(answer) as server:
+        yield server
+
+
+def arguments(server: BatchServer, folder: Path, *more: str) -> list[object]:
+    settings = (
+        f"create.prompts.take={ROWS - 2}",
+        "create.prompts.held_out=2",
+        "create.reviser.serve=null",
+        f"create.reviser.base_url={server.base_url}",
+        "create.reviser.key_env=ANCHORED_TEST_KEY",
+        "create.batch={linger_seconds: 0.5, poll_seconds: 0.1}",
+    )
+    return ["create", POCKET, "--out", folder, *settings, *more]
+
+
+@pytest.fixture(scope="module")
+def live(answer: Answer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("live")
+    with BatchServer(answer) as server:
+        done = anchored(*arguments(server, folder))
+    assert done.code == 0, done.err
+    assert len(server.live) == ROWS
+    return folder
+
+
+@pytest.fixture
+def sampled(live: Path, tmp_path: Path) -> Path:
+    """A run folder with the policy's samples and none of the teacher's replies."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with sqlite3.connect(live / "replies.sqlite") as source, sqlite3.connect(folder / "replies.sqlite") as copy:
+        source.backup(copy)
+        copy.execute("delete from replies where model like 'pocket-teacher%'")
+    return folder
+
+
+def assert_the_same(folder: Path, live: Path) -> None:
+    for name in PAIRS:
+        assert (folder / name).read_bytes() == (live / name).read_bytes(), name
+    for path in folder.rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+
+
+def test_by_batch_the_pairs_are_those_of_a_live_run(server: BatchServer, live: Path, tmp_path: Path) -> None:
+    done = anchored(*arguments(server, tmp_path / "run", "--batch"))
+    assert done.code == 0, done.err
+    assert f"batch-0001: {ROWS} rows are under way as batch_" in done.out
+    assert [len(batch.rows) for batch in server.batches] == [ROWS]
+    assert not server.live
+    assert_the_same(tmp_path / "run", live)
+
+
+def upload_hangs(server: BatchServer) -> tuple[str, list[Act], dict[str, list[Act]]]:
+    return "upload", [hangs()], server.hiccups
+
+
+def reply_to_making_hangs(server: BatchServer) -> tuple[str, list[Act], dict[str, list[Act]]]:
+    return "make", [hangs()], server.lost
+
+
+def making_hangs(server: BatchServer) -> tuple[str, list[Act], dict[str, list[Act]]]:
+    return "make", [hangs()], server.hiccups
+
+
+def look_hangs(server: BatchServer) -> tuple[str, list[Act], dict[str, list[Act]]]:
+    return "look", [hangs()], server.hiccups
+
+
+def content_hangs_half_way(server: BatchServer) -> tuple[str, list[Act], dict[str, list[Act]]]:
+    async def half(request: web.Request) -> web.StreamResponse:
+        body = server.files[request.match_info["id"]]
+        response = web.StreamResponse(headers={"Content-Length": str(len(body))})
+        await response.prepare(request)
+        await response.write(body[: len(body) // 2])
+        return await hangs()(request)
+
+    return "content", [half], server.hiccups
+
+
+@pytest.mark.parametrize(
+    "stuck", [upload_hangs, making_hangs, reply_to_making_hangs, look_hangs, content_hangs_half_way]
+)
+def test_killed_anywhere_it_submits_nothing_twice(
+    server: BatchServer,
+    live: Path,
+    sampled: Path,
+    stuck: Callable[[BatchServer], tuple[str, list[Act], dict[str, list[Act]]]],
+) -> None:
+    route, acts, where = stuck(server)
+    where[route] = acts
+
+    code = anchored_killed(*arguments(server, sampled, "--batch"), when=lambda: server.calls[route] > 0)
+    assert code == -signal.SIGKILL
+    assert not (sampled / "pairs.parquet").exists()
+    done = anchored(*arguments(server, sampled, "--batch"))
+    assert done.code == 0, done.err
+    assert server.submitted == Counter({key: 1 for key in server.submitted})
+    assert len(server.submitted) == ROWS
+    assert not server.live
+    assert_the_same(sampled, live)
+
+
+def test_interrupted_it_says_what_goes_on_and_a_live_run_takes_it_over(
+    server: BatchServer, live: Path, sampled: Path
+) -> None:
+    server.fates = [Fate("expired", answered=9, looks=10**6)]
+    code = anchored_killed(
+        *arguments(server, sampled, "--batch"), when=lambda: server.calls["look"] > 2, by=signal.SIGINT
+    )
+    assert code == 3
+    ended = anchored(*arguments(server, sampled, "--cancel-batches"))
+    assert (ended.code, server.batches[0].cancelled) == (0, True)
+    assert "cancelling" in ended.out
+    done = anchored(*arguments(server, sampled))
+    assert done.code == 0, done.err
+    assert len(server.live) == ROWS - 9
+    assert len(server.batches) == 1
+    assert_the_same(sampled, live)
+
+
+def test_an_interrupt_is_explained(server: BatchServer, sampled: Path) -> None:
+    server.fates = [Fate(looks=10**6)]
+    with subprocess.Popen(
+        command(arguments(server, sampled, "--batch")), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and server.calls["look"] < 3:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert f"1 batch goes on at pocket-teacher at {server.base_url} ({ROWS} rows); the same command collects" in out
+    assert "interrupted; the same command goes on from here" in err
+
+
+def test_exported_run_elsewhere_and_imported_the_pairs_are_the_same(
+    server: BatchServer, live: Path, tmp_path: Path, answer: Answer
+) -> None:
+    folder = tmp_path / "run"
+    stopped = anchored(*arguments(server, folder, "--batch-export"))
+    exported = folder / "batches" / "export-0001.jsonl"
+    assert stopped.code == 3
+    assert f"{ROWS} requests are in {exported}; run them, as with `vllm run-batch -i {exported}" in stopped.err
+    assert not (folder / "pairs.parquet").exists()
+    results = tmp_path / "OUT.jsonl"
+    with open(exported) as lines, open(results, "w") as out:
+        for line in map(json.loads, lines):
+            response = {"status_code": 200, "request_id": "vllm-1", "body": answer(line["body"])}
+            out.write(json.dumps({"id": "vllm-1", "custom_id": line["custom_id"], "response": response}) + "\n")
+    done = anchored(*arguments(server, folder, "--batch-import", str(results)))
+    assert done.code == 0, done.err
+    assert f"{results}: {ROWS} replies" in done.out.replace("\n", " ")
+    assert not server.calls
+    assert_the_same(folder, live)
+
+
+def test_options_that_exclude_one_another_are_named(server: BatchServer, tmp_path: Path) -> None:
+    for more, words in (
+        (("--batch", "--batch-export"), "choose one of --batch, --batch-export and --cancel-batches"),
+        (("--batch-import", str(tmp_path / "none.jsonl")), "none.jsonl: there is no such file"),
+    ):
+        done: Finished = anchored(*arguments(server, tmp_path / "run", *more))
+        assert done.code == 2
+        assert words in done.err
