@@ -139,7 +139,7 @@ def _is_load(error: Any) -> bool:
 
 
 async def _chunks(response: AsyncAPIResponse[bytes]) -> AsyncIterator[bytes]:
-    """A body in pieces. Raises ConnectionError where it breaks off: in streams the SDK lets its transport's errors by."""
+    """A body in pieces. Raises ConnectionError where it breaks off: the SDK lets its transport's errors pass."""
     try:
         async for chunk in response.iter_bytes(CHUNK_BYTES):
             yield chunk

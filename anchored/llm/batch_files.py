@@ -123,9 +123,10 @@ class Results:
         except (ValueError, TypeError, KeyError, RecursionError):
             counted.unreadable += 1
             return
-        if not _is_key(key) or not known(key):
+        if not _is_key(key):
             counted.foreign += 1
             return
+        counted.foreign += not known(key)  # it may be asked for yet
         result = outcome(line)
         if isinstance(result, Fault):
             counted.faults[key] = result

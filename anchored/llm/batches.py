@@ -104,6 +104,8 @@ class BatchChat:
         self._refused: set[str] = set()
         self._most_rows = how.rows
         self._asked_at = self._not_before = 0.0
+        self._short_of_money = self._crowded = False
+        """Nothing goes out until a batch has ended; until one has ended well."""
         self._wake = asyncio.Event()
         self._files = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -286,7 +288,7 @@ class BatchChat:
 
     def _seconds_until_due(self) -> float | None:
         """Until what has gathered is sent; None: until something else happens."""
-        if not self._queue or self._not_before == float("inf"):
+        if not self._queue or self._short_of_money or self._crowded:
             return None
         now = asyncio.get_running_loop().time()
         full = len(self._queue) >= self._most_rows or self._queued_bytes >= self._most_bytes
@@ -318,7 +320,7 @@ class BatchChat:
         if rows := self._cut(purse.left_usd if purse else float("inf")):
             self._start(self._make(rows), sum(row.usd for row in rows))
         elif self._tasks:  # what they do not spend may be enough
-            self._not_before = float("inf")
+            self._short_of_money = True
         elif purse:
             try:
                 async with purse.reserved(self.name, next(iter(self._queue.values())).usd) as reservation:
@@ -356,8 +358,8 @@ class BatchChat:
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            if self._not_before == float("inf"):
-                self._not_before = 0.0
+            self._short_of_money = False
+            self._crowded &= bool(self._tasks)
             self._wake.set()
 
         task = asyncio.create_task(do())
@@ -398,7 +400,8 @@ class BatchChat:
         if look.status == "failed":
             self._note_failed(batch, look)
             return
-        self._not_before, self._most_rows = 0.0, min(self._how.rows, 2 * self._most_rows)
+        self._crowded, self._most_rows = False, min(self._how.rows, 2 * self._most_rows)
+        self._wake.set()
         faults = await self._index(batch)
         for number, key in enumerate(keys_of(batch.requests)):
             self._open.discard(key)
@@ -434,8 +437,8 @@ class BatchChat:
             self._end(Stopped, f"{where} takes no batch now ({look.errors}); the same command goes on later")
         log.warning("%s has too much under way (%s); fewer rows go out later", where, look.errors)
         self._most_rows = max(1, min(self._most_rows, batch.state.rows) // 2)
-        now = asyncio.get_running_loop().time()
-        self._not_before = float("inf") if others else now + self._how.poll_seconds
+        self._crowded = others
+        self._not_before = asyncio.get_running_loop().time() + self._how.poll_seconds
         for row in rows:
             self._open.discard(row.key)
             self._again(row)

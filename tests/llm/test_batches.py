@@ -191,6 +191,13 @@ def test_too_much_under_way_goes_out_in_smaller_batches(server: BatchServer, tmp
     assert sum(len(batch.rows) for batch in server.batches if batch.fate.status == "completed") == 6
 
 
+def test_what_was_too_much_waits_until_a_batch_has_ended(server: BatchServer, tmp_path: Path) -> None:
+    limit = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for m in organization o."}
+    server.fates = [Fate(looks=30), Fate("failed", [limit]), Fate("failed", [limit])]
+    assert texts(ask(server, tmp_path, how={"rows": 2})) == UPPER
+    assert [len(batch.rows) for batch in server.batches] == [2, 2, 2, 2, 2]
+
+
 def test_one_row_that_is_too_much_stops_it(server: BatchServer, tmp_path: Path) -> None:
     limit = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}
     server.fates = [Fate("failed", [limit])]
