@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from anchored.create.leak import find_leak
+from anchored.leak import find_leak
 
 WHY = "Why is the sky blue?"
 
