@@ -139,6 +139,8 @@ def _conversation(columns: Columns, name: str) -> Turns:
     """The prompt's turns and then the answer in column `name`, however the two are spread over the columns."""
     side = _as_turns(turns(columns[name], name), "assistant")
     before = _prompt_cell(columns)
+    if isinstance(before, tuple) and (asked := _asked(columns)) and Message("user", asked) in side:
+        before = asked  # somebody asked about what looks like turns
     if not side:
         raise Refused(Outcome.NO_ASSISTANT_TURN, f"{name} is an empty list")
     if isinstance(before, tuple) and before and (side[0].role != "assistant" or side[: len(before)] == before):
@@ -150,6 +152,11 @@ def _conversation(columns: Columns, name: str) -> Turns:
     if side[-1].role != "assistant":
         raise Refused(Outcome.NO_ASSISTANT_TURN, f"{name} ends with a {side[-1].role} turn")
     return _with_system(columns, side)
+
+
+def _asked(columns: Columns) -> str:
+    """The prompt's cell where it is a string, whatever that looks like."""
+    return next((note(columns, name) for name in _PROMPTS if not missing(columns.get(name))), "")
 
 
 def _is_whole(said: Turns, before: str | None) -> bool:

@@ -50,6 +50,8 @@ class Facts:
 
     name: str
     """ORG/NAME, or the file's own name."""
+    file: str
+    """Where the rows stand, seen from the card."""
     layout: Layout
     rows: int
     """Of the file: two a pair where it is unpaired."""
@@ -136,7 +138,7 @@ def _header(facts: Facts) -> dict[str, object]:
         "task_categories": ["text-generation"],
         "tags": ["anchored", "preference-alignment", "dpo" if facts.layout != "unpaired" else "kto", *methods],
         "size_categories": [size],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA_FILE}]}],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": facts.file}]}],
     }
 
 

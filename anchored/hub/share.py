@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from anchored.cards import told
 from anchored.datasets_io.converting import Converted, check_free, convert
 from anchored.datasets_io.writing import Layout, check_ending
 from anchored.errors import DataError, RecipeError
-from anchored.hub.card import Facts, Observer, TeacherPrompt, data_card
+from anchored.hub.card import DATA_FILE, Facts, Observer, TeacherPrompt, data_card
 from anchored.hub.repository import Repository
 from anchored.llm.prompt_files import load
 from anchored.llm.settings import EndpointSettings, SampleSettings
@@ -78,10 +78,12 @@ def share(
     if observer is None:
         return Shared(converted, None, None)
     name = repository.name if repository else out.name
-    text = data_card(_facts(name, layout, converted, observer, publication.license, _run_of(source)))
+    facts = _facts(name, layout, converted, observer, _run_of(source))
+    facts = replace(facts, file=out.name, license=publication.license)
     if card:
-        write_text(card, text)
-    return Shared(converted, card, repository.push(out, text) if repository else None)
+        write_text(card, data_card(facts))
+    url = repository.push(out, data_card(replace(facts, file=DATA_FILE))) if repository else None
+    return Shared(converted, card, url)
 
 
 def _run_of(source: str) -> Run | None:
@@ -90,12 +92,11 @@ def _run_of(source: str) -> Run | None:
     return run if run.recipe.exists() and run.pairs.exists() else None
 
 
-def _facts(
-    name: str, layout: Layout, converted: Converted, seen: Observer, license: str | None, run: Run | None
-) -> Facts:
+def _facts(name: str, layout: Layout, converted: Converted, seen: Observer, run: Run | None) -> Facts:
     recipe = run.read_recipe() if run else None
     return Facts(
         name=name,
+        file=name,
         layout=layout,
         rows=converted.written,
         pairs=seen.pairs,
@@ -109,7 +110,6 @@ def _facts(
         contrast=seen.contrast,
         recipe=_told_recipe(recipe) if recipe else None,
         teacher_prompts=_teacher_prompts(recipe or {}),
-        license=license,
     )
 
 
