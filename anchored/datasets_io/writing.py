@@ -62,8 +62,7 @@ class PairWriter:
     """
 
     def __init__(self, path: Path, layout: Layout = "trl", extra: Types | None = None) -> None:
-        if layout not in get_args(Layout):
-            raise DataError(f"layout {layout!r} is not known; choose from {', '.join(get_args(Layout))}")
+        check_layout(layout)
         self.path, self.layout = path, layout
         self.columns: Types = {**COLUMNS[layout], **(extra or {})}
         self.rows = 0
@@ -124,6 +123,12 @@ def type_of(cells: Sequence[Any]) -> type | None:
         return float
     found = kinds.pop() if kinds else type(None)
     return found if not kinds and found in (str, int, float, bool, type(None)) else None
+
+
+def check_layout(layout: str) -> None:
+    """A DataError where there is no such layout."""
+    if layout not in get_args(Layout):
+        raise DataError(f"layout {layout!r} is not known; choose from {', '.join(get_args(Layout))}")
 
 
 def check_ending(path: Path) -> str:
