@@ -88,19 +88,19 @@ def _any(words: str) -> str:
 
 _WORDS = {
     "revised": (
-    "corrected revised improved enhanced updated refined rewritten reworked edited amended polished fixed modified"
-    " adjusted reworded rephrased restructured reformulated clarified redone rectified revamped tweaked overhauled"
-    " upgraded"
+        "corrected revised improved enhanced updated refined rewritten reworked edited amended polished fixed modified"
+        " adjusted reworded rephrased restructured reformulated clarified redone rectified revamped tweaked overhauled"
+        " upgraded"
     ),
     "reworded": "corrected revised rewritten reworked edited amended reworded rephrased restructured",
     "polished": "improved enhanced updated refined polished fixed modified clarified",
     "answer": "answer solution response reply submission attempt",
     "text": (
-    "version revision explanation code program snippet script function implementation text paragraph sentence passage"
-    " essay draft wording example description summary statement list table dialogue conversation story poem letter"
-    " email"
-    " approach format breakdown guide outline analysis query formula calculations? steps proof content write-up recipe"
-    " translation rewrite titles? questions?"
+        "version revision explanation code program snippet script function implementation text paragraph sentence passage"
+        " essay draft wording example description summary statement list table dialogue conversation story poem letter"
+        " email"
+        " approach format breakdown guide outline analysis query formula calculations? steps proof content write-up recipe"
+        " translation rewrite titles? questions?"
     ),
     "code": "explanation code program script function implementation wording formula statement calculation",
     "earlier": "original previous earlier prior initial",

@@ -142,7 +142,9 @@ def test_a_leak_counts_where_the_filter_would_refuse_it() -> None:
     leaking = "In this corrected solution, light scatters."
     assert compare(pair(leaking, "The sea.")).leaks
     assert not compare(pair("Light scatters.", leaking)).leaks, "it is the chosen answer that must not leak"
-    excused = Pair(user_prompt("Grade this student's answer: 2+2=5"), Answer("The student's answer is wrong."), Answer("x"))
+    excused = Pair(
+        user_prompt("Grade this student's answer: 2+2=5"), Answer("The student's answer is wrong."), Answer("x")
+    )
     assert not compare(excused).leaks
     assert contrast([pair(leaking, "a"), pair("b", "a"), pair("c", "a"), excused]).leak_rate == 0.25
 

@@ -92,7 +92,9 @@ def test_there_and_back_gives_the_same_pairs(layout: Layout, ending: str, tmp_pa
             done = convert(one, other, form, force=True)
             assert not done.refused.counts
             assert not done.left_out
-        assert read_pairs(there).pairs == pairs if layout in PAIRED else len(read_training(there).rows) == 2 * len(pairs)
+        assert (
+            read_pairs(there).pairs == pairs if layout in PAIRED else len(read_training(there).rows) == 2 * len(pairs)
+        )
         assert read_pairs(back).pairs == pairs
 
 
@@ -259,7 +261,11 @@ def test_what_exists_is_kept_unless_forced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(("out.csv",), "use .parquet or .jsonl"), (("out.jsonl", "--layout", "h5"), "'h5'"), (("gone/x/out.jsonl",), "in.")],
+    [
+        (("out.csv",), "use .parquet or .jsonl"),
+        (("out.jsonl", "--layout", "h5"), "'h5'"),
+        (("gone/x/out.jsonl",), "in."),
+    ],
 )
 def test_wrong_arguments_are_one_line(arguments: Sequence[str], says: str, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
@@ -333,7 +339,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-@pytest.mark.parametrize(("first", "second", "layout"), [("jsonl", "parquet", "h4"), ("parquet", "jsonl.gz", "unpaired")])
+@pytest.mark.parametrize(
+    ("first", "second", "layout"), [("jsonl", "parquet", "h4"), ("parquet", "jsonl.gz", "unpaired")]
+)
 def test_ten_times_the_rows_take_no_more_memory(first: str, second: str, layout: str, tmp_path: Path) -> None:
     peaks = []
     for name, count in (("few", 2000), ("many", 20_000)):

@@ -237,7 +237,9 @@ def _beside(one: _Found, layout: Layout) -> dict[str, Any]:
         return cells | {name: note(one.columns, name) for name in ("method", "rational")}
     if layout == "unpaired":
         cells.pop("score", None)
-    numbers = dict(zip(_SCORES, layouts.scores(one.columns), strict=True)) | {"margin": number(one.columns.get("margin"))}
+    numbers = dict(zip(_SCORES, layouts.scores(one.columns), strict=True)) | {
+        "margin": number(one.columns.get("margin"))
+    }
     return cells | {name: value for name, value in numbers.items() if value is not None or name in cells}
 
 
