@@ -81,7 +81,7 @@ def read_pairs(source: str | Path, *, take: int | None = None, seed: int = 0, sp
 
 
 def stream_pairs(source: str | Path, refused: Refusals, *, split: str | None = None) -> Iterator[Pair]:
-    """The pairs of a source one by one, its other rows counted in `refused`; DataError at the end if none was a pair."""
+    """The pairs of a source one by one, its other rows counted in `refused`; a DataError at the end if it had none."""
     any_pair = False
     for row in read(source, split):
         pair = _pair_or_refusal(row)

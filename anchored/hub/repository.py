@@ -41,7 +41,9 @@ class Repository:
         if found is None:
             return
         if not force:
-            raise DataError(f"{self.name}: exists on the Hub already; choose another name, or add a commit with --force")
+            raise DataError(
+                f"{self.name}: exists on the Hub already; choose another name, or add a commit with --force"
+            )
         if not found.private and not self.public:
             raise DataError(f"{self.name}: is public on the Hub; add --public if the data may be seen by all")
 
@@ -92,7 +94,9 @@ class Repository:
         except DataError:
             raise
         except Exception as error:  # the library raises of every kind: network, files, limits
-            raise DataError(f"--push-to-hub {self.name}: the Hub cannot be reached or refuses ({_brief(error)})") from None
+            raise DataError(
+                f"--push-to-hub {self.name}: the Hub cannot be reached or refuses ({_brief(error)})"
+            ) from None
 
 
 _WAYS_OUT = {

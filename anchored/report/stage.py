@@ -87,7 +87,9 @@ def _template() -> Any:
 def _histograms(contents: Contents) -> list[Any]:
     each = contents.measured.get("training", [])
     charts = [
-        histogram("jaccard", "Jaccard similarity", "tokens in common, percent", [one.jaccard for one in each], (0, 100)),
+        histogram(
+            "jaccard", "Jaccard similarity", "tokens in common, percent", [one.jaccard for one in each], (0, 100)
+        ),
         histogram(
             "distance",
             "Levenshtein distance",

@@ -120,7 +120,9 @@ def _create(hub: Hub, body: bytes) -> Answer:
 
 def _validate(hub: Hub, body: bytes) -> Answer:
     content = json.loads(body)["content"]
-    return (200, {"errors": [], "warnings": []}) if content.startswith("---\n") else (400, {"errors": [{"message": "x"}]})
+    return (
+        (200, {"errors": [], "warnings": []}) if content.startswith("---\n") else (400, {"errors": [{"message": "x"}]})
+    )
 
 
 def _preupload(hub: Hub, body: bytes, name: str) -> Answer:

@@ -66,7 +66,7 @@ configs:
 
 ## Rows
 
-- 29,000 rows in the layout `trl`: `prompt` (messages), `chosen` and `rejected` (the answers alone); TRL's `DPOTrainer` takes it as it is
+- 29,000 rows in the layout `trl`: `prompt` (messages), `chosen`, `rejected` (the answers alone), for TRL's `DPOTrainer`
 - method: `clair` (29,000)
 - chosen answers by: `gpt-4-0125-preview` (29,000)
 - rejected answers by: `meta-llama/Meta-Llama-3-8B-Instruct` (28,000), not recorded (1,000)
@@ -132,14 +132,14 @@ def test_without_a_licence_the_card_says_who_has_to_say() -> None:
     assert "None was given" in card.text
 
 
-@pytest.mark.parametrize(
-    ("rows", "size"), [(999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (10**6, "n>1M")]
-)
+@pytest.mark.parametrize(("rows", "size"), [(999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (10**6, "n>1M")])
 def test_sizes_are_the_hubs_classes(rows: int, size: str) -> None:
     assert DatasetCard(data_card(replace(FACTS, rows=rows))).data.size_categories == [size]
 
 
-@pytest.mark.parametrize("name", ["a`b", "# <script>alert(1)</script>", "[x](http://example.org)", "| a | b |", "\n---\n"])
+@pytest.mark.parametrize(
+    "name", ["a`b", "# <script>alert(1)</script>", "[x](http://example.org)", "| a | b |", "\n---\n"]
+)
 def test_names_from_outside_are_no_markup(name: str) -> None:
     facts = replace(FACTS, chosen_models={name: 5}, methods={name: 5}, recipe={"note": f"```\n{name}"})
     html = MarkdownIt().enable("table").render(DatasetCard(data_card(facts)).text)

@@ -1,4 +1,4 @@
-"""`anchored convert --push-to-hub` against a server that speaks the Hub's API: what arrives, what is refused, and how."""
+"""`anchored convert --push-to-hub` against a server that speaks the Hub's API: what arrives and what is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in.jsonl"
 
 
-def push(hub_url: str, source: Path, *arguments: object, token: str | None = TOKEN, out: str = "out.parquet") -> Finished:
+def push(
+    hub_url: str, source: Path, *arguments: object, token: str | None = TOKEN, out: str = "out.parquet"
+) -> Finished:
     environment = {
         "HF_ENDPOINT": hub_url,
         "HF_TOKEN": token or "",
@@ -105,7 +107,9 @@ def test_what_is_on_the_hub_is_added_to_by_force_alone(hub: Hub, source: Path) -
     assert hub.repositories["lab/pairs"].files == before
     done = push(hub.url, source, "--force")
     assert done.code == 0, done.err
-    assert set(hub.repositories["lab/pairs"].files) == {FILE, "README.md", "notes.md"}, "no row of the old split is left"
+    assert set(hub.repositories["lab/pairs"].files) == {FILE, "README.md", "notes.md"}, (
+        "no row of the old split is left"
+    )
     assert len(hub.repositories["lab/pairs"].commits) == 2
 
 

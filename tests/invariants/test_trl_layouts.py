@@ -36,7 +36,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pairs with all that we ever write beside them."""
     pairs = [
         Pair(
-            Prompt(TALK, prompt_id(TALK)) if number == 0 else Prompt((Message("user", f"Add {number} and 4."),), f"{number}"),
+            Prompt(TALK, prompt_id(TALK))
+            if number == 0
+            else Prompt((Message("user", f"Add {number} and 4."),), f"{number}"),
             Answer(f"The answer is {number + 4}.", "teacher"),
             Answer("The answer is 5, I think.", "policy"),
             method="clair",

@@ -233,7 +233,14 @@ def test_the_histograms_of_the_contrast_hold_every_training_pair(opened: Opened)
     assert all(bars > 0 for bars, _, _ in drawn)
     assert [pairs for _, pairs, _ in drawn] == [len(hostile_pairs()) + 1] * 3
     table = opened.page.inner_text("#data")
-    for column in ("Jaccard ↑ (whitespace)", "of longer ↓", "length ratio", "shared prefix ↑", "of shorter ↑", "leaks ↓"):
+    for column in (
+        "Jaccard ↑ (whitespace)",
+        "of longer ↓",
+        "length ratio",
+        "shared prefix ↑",
+        "of shorter ↑",
+        "leaks ↓",
+    ):
         assert column in table
 
 
