@@ -154,7 +154,7 @@ def contrast(
 
     refused = {source: Refusals() for source in data}
     measured = {
-        source: measure.contrast(stream_pairs(source, found, split=split), tokenizer)
+        source: measure.contrast(stream_pairs(source, found, split=split), tokenizer, os.cpu_count() or 1)
         for source, found in refused.items()
     }
     if as_json:

@@ -11,9 +11,13 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
+from multiprocessing import get_context
 from operator import attrgetter
 from typing import Literal
 
@@ -75,16 +79,23 @@ class Span:
     text: str
 
 
-def contrast(pairs: Iterable[Pair], tokenizer: str = "whitespace") -> MeanContrast:
-    """The means over pairs, which are taken one by one; `tokenizer` is whitespace, word, or a Hugging Face folder or id."""
-    tokenize = find_tokenizer(tokenizer)
-    return mean_contrast((compare(pair, tokenize) for pair in pairs), tokenizer)
+def contrast(pairs: Iterable[Pair], tokenizer: str = "whitespace", workers: int = 1) -> MeanContrast:
+    """The means over pairs, taken one by one; `tokenizer` is whitespace, word, or a Hugging Face folder or id.
+
+    Where there are many, up to so many `workers` measure them in processes of their own, with the same result.
+    """
+    means, rest = Means(tokenizer), iter(pairs)
+    for one in _each(islice(rest, _FEW if workers > 1 else None), tokenizer):
+        means.add(one)
+    if workers > 1 and means.pairs == _FEW:
+        for one in _by_workers(rest, tokenizer, workers):
+            means.add(one)
+    return means.mean()
 
 
 def contrasts(pairs: Iterable[Pair], tokenizer: str = "whitespace") -> list[Contrast]:
     """One contrast per pair."""
-    tokenize = find_tokenizer(tokenizer)
-    return [compare(pair, tokenize) for pair in pairs]
+    return list(_each(pairs, tokenizer))
 
 
 def compare(pair: Pair, tokenize: Tokenize = str.split) -> Contrast:
@@ -125,6 +136,29 @@ class Means:
         """Of those so far; NaN without any."""
         means = (total / self.pairs if self.pairs else math.nan for total in self._sums)
         return MeanContrast(self.pairs, self.tokenizer, *means)
+
+
+_FEW = 2000
+"""Pairs that are measured before workers are worth their start."""
+_BATCH = 250
+"""Pairs that a worker is handed at a time."""
+
+
+def _each(pairs: Iterable[Pair], tokenizer: str) -> Iterator[Contrast]:
+    tokenize = find_tokenizer(tokenizer)
+    for pair in pairs:
+        yield compare(pair, tokenize)
+
+
+def _by_workers(pairs: Iterator[Pair], tokenizer: str, workers: int) -> Iterator[Contrast]:
+    """The contrasts in their order; no more pairs are read than the workers are busy with."""
+    batches = iter(lambda: list(islice(pairs, _BATCH)), [])
+    # a fork would take along the locks of other threads, which read files
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        busy = deque(pool.submit(contrasts, batch, tokenizer) for batch in islice(batches, 2 * workers))
+        while busy:
+            yield from busy.popleft().result()
+            busy.extend(pool.submit(contrasts, batch, tokenizer) for batch in islice(batches, 1))
 
 
 _MEASURES = tuple(Contrast.__slots__)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 def find_leak(text: str, task: str, rejected: str) -> str | None:
     """The first words by which `text` betrays that it revises an earlier answer."""
     text = _plain(text)
-    names, found = list(_identifiers(text)), list(_matches(text))
+    names, found = _identifiers(text), list(_matches(text))
     if not names and not found:
         return None
     known = _plain(f"{task}\n{rejected}").lower()
@@ -40,37 +40,41 @@ class _Phrase:
 
 
 def _matches(text: str) -> Iterator[tuple[_Phrase, re.Match[str]]]:
-    folded = text.casefold()
-    there: dict[tuple[str, ...], bool] = {}
+    there = _Words(text)
     for phrase in _PHRASES:
-        for words in phrase.needs:
-            if words not in there:
-                there[words] = any(word in folded for word in words)
-            if not there[words]:
-                break
-        else:
+        if all(any(map(there.__getitem__, words)) for words in phrase.needs):
             for match in phrase.pattern.finditer(text):
                 yield phrase, match
 
 
-def _identifiers(text: str) -> Iterator[str]:
-    folded = text.casefold()
-    if "student" in folded or "teacher" in folded:
-        for name in _IDENTIFIER.finditer(text):
-            yield name[0]
+class _Words(dict[str, bool]):
+    """Which words stand in a text; each is looked for when it is first asked for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text.casefold()
+
+    def __missing__(self, word: str) -> bool:
+        self[word] = found = word in self._text
+        return found
+
+
+def _identifiers(text: str) -> list[str]:
+    there = _Words(text)
+    return [name[0] for name in _IDENTIFIER.finditer(text)] if there["student"] or there["teacher"] else []
 
 
 def _plain(text: str) -> str:
     """On one line per paragraph, without typographic quotes, without marks of emphasis."""
-    text = text.replace("’", "'")
-    if "*" in text or "_" in text:
-        text = _EMPHASIS.sub("", text)
-    return _GAPS.sub(" ", text)
+    text = _EMPHASIS.sub("", text.replace("’", "'"))
+    text = _LINE_GOES_ON.sub(" ", text)
+    return _GAPS.sub(" ", text) if "  " in text or "\t" in text else text
 
 
-_EMPHASIS = re.compile(r"\*\*|__|(?<!\w)[*_](?=\w)|(?<=\w)[*_](?!\w)")
-# a single space stays as it is; a line that goes on is one with the next
-_GAPS = re.compile(r"[ \t]{2,}|\t|(?<=[\w,])\n(?=[a-z])")
+# both begin with what they look for, which is found far faster than what stands before it
+_EMPHASIS = re.compile(r"\*\*|__|[*_](?:(?<!\w[*_])(?=\w)|(?<=\w[*_])(?!\w))")
+_LINE_GOES_ON = re.compile(r"\n(?<=[\w,]\n)(?=[a-z])")
+_GAPS = re.compile(r"[ \t]{2,}|\t")
 
 
 def _excused(phrase: _Phrase, match: re.Match[str], task: str, known: str) -> bool:
@@ -96,11 +100,10 @@ _WORDS = {
     "polished": "improved enhanced updated refined polished fixed modified clarified",
     "answer": "answer solution response reply submission attempt",
     "text": (
-        "version revision explanation code program snippet script function implementation text paragraph sentence passage"
-        " essay draft wording example description summary statement list table dialogue conversation story poem letter"
-        " email"
-        " approach format breakdown guide outline analysis query formula calculations? steps proof content write-up recipe"
-        " translation rewrite titles? questions?"
+        "version revision explanation code program snippet script function implementation text paragraph sentence"
+        " passage essay draft wording example description summary statement list table dialogue conversation story"
+        " poem letter email approach format breakdown guide outline analysis query formula calculations? steps proof"
+        " content write-up recipe translation rewrite titles? questions?"
     ),
     "code": "explanation code program script function implementation wording formula statement calculation",
     "earlier": "original previous earlier prior initial",
@@ -146,7 +149,7 @@ _PIECES = {
 
 
 def _phrase(spelt: str, *needs: str) -> _Phrase:
-    """A pattern in which `<name>` stands for a piece, and what it needs: words, with a bar between, or `<name>`d ones."""
+    """A pattern in which `<name>` stands for a piece, and what it needs: words with bars between, or a `<name>`."""
     filled = re.sub(r"(?<!\?P)<(\w+)>", lambda piece: _PIECES[piece[1]], spelt)
     words = (re.sub(r"<(\w+)>", lambda named: _WORDS[named[1]].replace(" ", "|"), need) for need in needs)
     return _Phrase(re.compile(filled, re.IGNORECASE | re.MULTILINE), tuple(_alternatives(need) for need in words))
@@ -197,7 +200,8 @@ _OF_AN_ANSWER = (
         "answer|explanation|attempt",
     ),
     _phrase(
-        r"\b(?:the|your|my|our) (?P<named>(?:original|previous|earlier|prior) (?:response|reply|solution))(?! by\b)<end>",
+        r"\b(?:the|your|my|our) (?P<named>(?:original|previous|earlier|prior) (?:response|reply|solution))"
+        r"(?! by\b)<end>",
         "<earlier>",
         "response|reply|solution",
     ),
@@ -244,7 +248,8 @@ _OF_AN_ANSWER = (
 _OF_A_TEXT = (
     _phrase(r"<here><words><revised><gap><text><of_writing><end>", "<revised>", "<text>"),
     _phrase(
-        r"\b(?:here(?:'s| is) an?|this) (?:clearer|better|more (?:accurate|correct|engaging))<gap>version<of_writing><end>",
+        r"\b(?:here(?:'s| is) an?|this) (?:clearer|better|more (?:accurate|correct|engaging))<gap>version"
+        r"<of_writing><end>",
         "version",
         "clearer|better|accurate|correct|engaging",
     ),
@@ -268,9 +273,8 @@ _OF_A_TEXT = (
         "corrected|revised|improved|rewritten",
     ),
     _phrase(
-        r"\b(?:i|we)(?:'ve| have) (?:\w+ ){0,2}?<edited> (?:the|this|your|some|several|a few|all|these|those|any) (?:\w+"
-        r" ){0,3}?"
-        r"<mistakes><end>",
+        r"\b(?:i|we)(?:'ve| have) (?:\w+ ){0,2}?<edited> (?:the|this|your|some|several|a few|all|these|those|any)"
+        r" (?:\w+ ){0,3}?<mistakes><end>",
         "<revised>|rewrote|redid|streamlined",
     ),
     _phrase(
@@ -299,7 +303,8 @@ _OF_A_TEXT = (
         "correction|revision|edits",
     ),
     _phrase(
-        r"\bno (?:further |other )?(?:changes|corrections|revisions|edits) (?:are|were) (?:needed|necessary|required)\b",
+        r"\bno (?:further |other )?(?:changes|corrections|revisions|edits) (?:are|were)"
+        r" (?:needed|necessary|required)\b",
         "changes|corrections|revisions|edits",
         "needed|necessary|required",
     ),
@@ -316,8 +321,8 @@ _OF_A_TEXT = (
         "correction|revision|rewrite",
     ),
     _phrase(
-        r"<line>(?:key |main |(?:summary|explanation|list) of |the )*(?:changes|corrections|revisions|improvements|edits"
-        r"|modifications) (?:i |that were |i've )?made\b",
+        r"<line>(?:key |main |(?:summary|explanation|list) of |the )*(?:changes|corrections|revisions|improvements"
+        r"|edits|modifications) (?:i |that were |i've )?made\b",
         "changes|corrections|revisions|improvements|edits|modifications",
         "made",
     ),

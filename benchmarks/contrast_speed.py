@@ -1,16 +1,17 @@
 """How fast `anchored contrast` measures pairs, from a parquet file on disk to the row of Table 1.
 
-    python benchmarks/contrast_speed.py [--pairs 29000] [--characters 2000] [--tokenizer whitespace] [--repeats 3]
+    python benchmarks/contrast_speed.py [--pairs 29000] [--characters 2000] [--tokenizer whitespace] [--workers 2]
 
-The answers are made of the words of this repository's documents, drawn one after the other as they follow one another
-there, in sentences, lists and paragraphs. A revision keeps most sentences, changes words in some and writes others
+The answers are made of the words of Python's own reference, drawn one after the other as they follow one another there,
+in sentences, lists and paragraphs. A revision keeps most sentences, changes words in some and writes others
 anew; one in fifty speaks of being a revision. What is timed is the command's own work, in a fresh process each time:
-reading, all measures, the mean. Peak memory is that process's.
+reading, all measures, the mean, by as many workers as asked for. Peak memory is that process's, without its workers.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import resource
 import statistics
@@ -21,7 +22,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from pydoc_data.topics import topics
 from random import Random
 
 from anchored.contrast import contrast, find_tokenizer, jaccard, levenshtein, shared_prefix
@@ -29,7 +32,6 @@ from anchored.datasets_io import PairWriter, Refusals, read_pairs, stream_pairs
 from anchored.leak import find_leak
 from anchored.records import Answer, Pair, as_text, user_prompt
 
-ROOT = Path(__file__).parents[1]
 MEASURED_APART = 1000
 """Pairs."""
 
@@ -76,10 +78,10 @@ class Writer:
 
 
 def make_writer(seed: int = 0) -> Writer:
-    text = "\n".join(path.read_text("utf-8") for path in sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")]))
+    text = "\n".join(topics.values())
     words = re.findall(r"[A-Za-z][A-Za-z'-]*,?", text)
     following: dict[str, list[str]] = defaultdict(list)
-    for word, after in zip(words, words[1:], strict=False):
+    for word, after in pairwise(words):
         following[word].append(after)
     return Writer(Random(seed), following, words)
 
@@ -101,13 +103,15 @@ def write(path: Path, count: int, characters: int) -> None:
             writer.write([pair])
 
 
-def measure(path: Path, tokenizer: str) -> None:
+def measure(path: Path, tokenizer: str, workers: int) -> None:
     """What the command does, and what it took: wall and CPU seconds, peak memory in MiB."""
-    started, worked = time.perf_counter(), time.process_time()
-    mean = contrast(stream_pairs(path, Refusals()), tokenizer)
-    wall, worked = time.perf_counter() - started, time.process_time() - worked
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(mean.pairs, wall, worked, peak)
+    started = time.perf_counter()
+    mean = contrast(stream_pairs(path, Refusals()), tokenizer, workers)
+    wall = time.perf_counter() - started
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(one.ru_utime + one.ru_stime for one in used)
+    status = Path("/proc/self/status").read_text()
+    print(mean.pairs, wall, cpu, int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024)
 
 
 def apart(path: Path, tokenizer: str) -> Iterator[tuple[str, float]]:
@@ -132,34 +136,35 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=29_000)
     parser.add_argument("--characters", type=int, default=2000)
     parser.add_argument("--tokenizer", default="whitespace")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
-        measure(asked.measure, asked.tokenizer)
+        measure(asked.measure, asked.tokenizer, asked.workers)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.parquet"
         write(path, asked.pairs, asked.characters)
-        mean = contrast(stream_pairs(path, Refusals()), asked.tokenizer)
+        mean = contrast(stream_pairs(path, Refusals()), asked.tokenizer, asked.workers)
         print(
-            f"{mean.pairs:,} pairs of about {asked.characters:,} characters in {path.stat().st_size / 2**20:.0f} MiB of "
+            f"{mean.pairs:,} pairs of about {asked.characters:,} characters, {path.stat().st_size / 2**20:.0f} MiB of "
             f"parquet: Jaccard {mean.jaccard:.1f} ({mean.tokenizer}), Levenshtein {mean.levenshtein:,.0f}, leaks "
             f"{100 * mean.leak_rate:.1f} %"
         )
         for name, microseconds in apart(path, asked.tokenizer):
             print(f"  {name}: {microseconds:,.0f} µs a pair")
+        command = [sys.executable, __file__, "--measure", str(path), "--tokenizer", asked.tokenizer]
+        command += ["--workers", str(asked.workers)]
         runs = [
-            subprocess.run(
-                [sys.executable, __file__, "--measure", str(path), "--tokenizer", asked.tokenizer],
-                capture_output=True, text=True, check=True,
-            ).stdout.split()
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
             for _ in range(asked.repeats)
-        ]  # fmt: skip
+        ]
     walls, cpus, peaks = ([float(run[place]) for run in runs] for place in (1, 2, 3))
+    wall, cpu = statistics.median(walls), statistics.median(cpus)
     print(
-        f"contrast: {mean.pairs / statistics.median(walls):,.0f} pairs/s, {statistics.median(walls):.1f} s (CPU "
-        f"{statistics.median(cpus):.1f} s, median of {len(runs)}), peak memory {max(peaks):.0f} MiB"
+        f"contrast, {asked.workers} workers: {mean.pairs / wall:,.0f} pairs/s, {wall:.1f} s (CPU {cpu:.1f} s, median "
+        f"of {len(runs)}), peak memory {max(peaks):.0f} MiB"
     )
 
 

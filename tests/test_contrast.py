@@ -7,6 +7,7 @@ import math
 import random
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +30,7 @@ from anchored.contrast import (
     word_differences,
 )
 from anchored.datasets_io import read_pairs, write_pairs
-from anchored.errors import ModelError
+from anchored.errors import DataError, ModelError
 from anchored.records import Answer, Pair, user_prompt
 
 
@@ -165,6 +166,19 @@ def test_the_table_is_the_mean_over_pairs_with_its_tokenizers_name() -> None:
     assert math.isnan(contrast([]).leak_rate)
 
 
+def test_workers_find_the_same_means_and_pass_errors_on() -> None:
+    rng = random.Random(5)
+    pairs = [pair(random_text(rng, 12), random_text(rng, 12)) for _ in range(3000)]
+    assert contrast(iter(pairs), "word", workers=2) == contrast(pairs, "word")
+
+    def torn() -> Iterator[Pair]:
+        yield from pairs
+        raise DataError("torn")
+
+    with pytest.raises(DataError, match="torn"):
+        contrast(torn(), workers=2)
+
+
 def test_the_command_measures_several_sets_as_a_table_and_as_json(tmp_path: Path) -> None:
     names = [tmp_path / "near.jsonl", tmp_path / "far.parquet"]
     write_pairs(names[0], [pair("The sky is blue.", "The sky is red."), pair("In this revised answer: no.", "No.")])
@@ -176,9 +190,9 @@ def test_the_command_measures_several_sets_as_a_table_and_as_json(tmp_path: Path
     measured = json.loads(done.out)
     for name, found in zip(names, measured, strict=True):
         assert found == {"data": str(name), **asdict(contrast(read_pairs(name).pairs))}
-    table = anchored("contrast", *names, env={"COLUMNS": "250"})
+    table = anchored("contrast", *names)
     assert table.code == 0, table.err
-    for says in ("Jaccard ↑ (whitespace)", "of longer ↓", "shared prefix ↑", "of shorter ↑", "leaks ↓", "50.0 %"):
+    for says in ("Jaccard", "(whitespace)", "longer", "ratio", "prefix", "shorter", "leaks", "50.0"):
         assert says in table.out
     assert "near.jsonl: 1 of 3 rows refused (1 malformed)" in table.out
 

@@ -61,7 +61,7 @@ def convert(
 ) -> Converted:
     """Write the pairs or labelled answers of a source in another layout; `see` is shown each of them.
 
-    An `out` that exists is left alone unless `force`; a source without any usable row is a DataError, and writes nothing.
+    An `out` that exists is left alone unless `force`; a source without any usable row is a DataError.
     """
     check_layout(layout)
     check_ending(out)
@@ -79,8 +79,9 @@ def convert(
             for batch in _batches(chain(first, rows)):
                 writer.write([one.row for one in batch], carried.cells(batch))
                 listener.advance("rows", sum(one.of for one in batch))
-                for one in batch if see else ():
-                    see(one.row)
+                if see:
+                    for one in batch:
+                        see(one.row)
     finally:
         listener.finish("rows")
     return Converted(taken.read, writer.rows, taken.refused, carried.left_out)
@@ -194,7 +195,7 @@ class _Carried:
     """The columns that go along, chosen by the first rows."""
 
     def __init__(self, layout: Layout, first: Sequence[_Found]) -> None:
-        self._layout = layout
+        self._layout: Layout = layout
         self.left_out: dict[str, str] = {}
         cells = [_beside(one, layout) for one in first]
         names = list(dict.fromkeys(name for row in cells for name in row))

@@ -63,7 +63,8 @@ class PairWriter:
 
     def __init__(self, path: Path, layout: Layout = "trl", extra: Types | None = None) -> None:
         check_layout(layout)
-        self.path, self.layout = path, layout
+        self.path = path
+        self._rows_of = _ROWS_OF[layout]
         self.columns: Types = {**COLUMNS[layout], **(extra or {})}
         self.rows = 0
         """Written so far."""
@@ -84,7 +85,7 @@ class PairWriter:
         names = list(extra or {})
         cells = zip(*(extra or {}).values(), strict=True) if names else [()] * len(rows)
         for row, values in zip(rows, cells, strict=True):
-            self._waiting += _ROWS_OF[self.layout](row, dict(zip(names, values, strict=True)))
+            self._waiting += self._rows_of(row, dict(zip(names, values, strict=True)))
         with _named_if_it_fails(self.path):
             while len(self._waiting) >= _ROWS_PER_GROUP:
                 self._write_group()

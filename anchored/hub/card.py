@@ -28,11 +28,11 @@ _NAMED = 8
 """Most models or methods that are named one by one."""
 
 _LAYOUTS: Mapping[Layout, str] = {
-    "trl": "`prompt` (messages), `chosen` and `rejected` (the answers alone); TRL's `DPOTrainer` takes it as it is",
-    "implicit": "`chosen` and `rejected` (full conversations); TRL's `DPOTrainer` takes it as it is",
-    "clair32k": "`prompt` (the last user turn as a string), `chosen` and `rejected` (full conversations)",
+    "trl": "`prompt` (messages), `chosen`, `rejected` (the answers alone), for TRL's `DPOTrainer`",
+    "implicit": "`chosen`, `rejected` (full conversations), for TRL's `DPOTrainer`",
+    "clair32k": "`prompt` (the last user turn as a string), `chosen`, `rejected` (full conversations)",
     "h4": "`prompt` (the last user turn as a string), `chosen`, `rejected` and `messages` (full conversations), scores",
-    "unpaired": "`prompt` and `completion` (messages), `label`; TRL's `KTOTrainer` takes it as it is",
+    "unpaired": "`prompt`, `completion` (messages), `label`, for TRL's `KTOTrainer`",
 }
 
 

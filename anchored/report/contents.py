@@ -96,9 +96,10 @@ class Contents:
     def measured(self) -> dict[Group, list[Contrast]]:
         """The contrasts of the training and of the held-out pairs, as far as there are any."""
         groups: tuple[Group, ...] = ("training", "held-out")
-        found = {group: [row.contrast() for row in self.accepted(group)] for group in groups}
-        each = {group: [one for one in contrasts if one] for group, contrasts in found.items()}
-        return {group: contrasts for group, contrasts in each.items() if contrasts}
+        found: dict[Group, list[Contrast]] = {
+            group: [one for row in self.accepted(group) if (one := row.contrast())] for group in groups
+        }
+        return {group: each for group, each in found.items() if each}
 
     @cached_property
     def contrasts(self) -> dict[str, MeanContrast]:

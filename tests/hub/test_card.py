@@ -66,7 +66,7 @@ configs:
 
 ## Rows
 
-- 29,000 rows in the layout `trl`: `prompt` (messages), `chosen` and `rejected` (the answers alone); TRL's `DPOTrainer` takes it as it is
+- 29,000 rows in the layout `trl`: `prompt` (messages), `chosen`, `rejected` (the answers alone), for TRL's `DPOTrainer`
 - method: `clair` (29,000)
 - chosen answers by: `gpt-4-0125-preview` (29,000)
 - rejected answers by: `meta-llama/Meta-Llama-3-8B-Instruct` (28,000), not recorded (1,000)

@@ -1,4 +1,4 @@
-"""`anchored convert --push-to-hub` against a server that speaks the Hub's API: what arrives, what is refused, and how."""
+"""`anchored convert --push-to-hub` against a server that speaks the Hub's API: what arrives and what is refused."""
 
 from __future__ import annotations
 
