@@ -17,7 +17,7 @@ from anchored import contrast
 from anchored.create.clair import clair
 from anchored.create.desk import CreateChats, Desk, Used
 from anchored.create.filters import filtered
-from anchored.create.judge import judge_on_policy
+from anchored.create.judge import judge_off_policy, judge_on_policy
 from anchored.create.settings import CreateSettings
 from anchored.create.stronger import stronger_preferred
 from anchored.datasets_io import PromptRows, write_pairs
@@ -33,6 +33,7 @@ __all__ = ["METHODS", "CreateChats", "CreateSummary", "create"]
 METHODS: Mapping[str, Callable[[Prompt, Desk], Awaitable[Pair]]] = {
     "clair": clair,
     "judge-on-policy": judge_on_policy,
+    "judge-off-policy": judge_off_policy,
     "stronger-preferred": stronger_preferred,
 }
 _TASK = "pairs"
@@ -53,8 +54,13 @@ class CreateSummary:
     contrast: dict[str, Any]
     """The pairs' row of Table 1."""
     replies: dict[str, dict[str, Any]]
-    """Of policy and teacher: the model, the tokens of the replies that rows were made of, and how many replies this
+    """By role (policy, teacher, ...): the model, the tokens of the replies that rows were made of, and how many this
     process asked for and how many it had in the store."""
+    prompt_files: dict[str, str]
+    """The sha256 of each prompt file that a teacher was asked with, by role."""
+    noticed: dict[str, int]
+    """Pairs of this process that were kept although something was noticed, which their `detail` says: `holds_verdict`
+    (an answer holds [1] or [2]), `addresses_judge`."""
     seconds: float
     """Of this process."""
 
@@ -66,6 +72,8 @@ async def create(
     started = time.perf_counter()
     desk = Desk(settings, chats)
     _note_what_is_missing(settings, prompts, progress)
+    for note in desk.notes:
+        progress.note(note)
     rows = await _rows(desk, [*prompts.prompts, *prompts.held_out], progress)
     training, held_out = rows[: len(prompts.prompts)], rows[len(prompts.prompts) :]
     # the refused first: they say why, should there be no pair
@@ -84,7 +92,9 @@ async def create(
         held_out_outcomes=_by_outcome(held_out),
         prompts_refused=len(prompts.refused),
         contrast=asdict(contrast.contrast(pairs)),
-        replies={"policy": _about(chats.policy, desk.policy), "teacher": _about(chats.teacher, desk.teacher)},
+        replies={role: _about(chat, desk.used[role]) for role, chat in chats.items()},
+        prompt_files=desk.prompt_hashes,
+        noticed=dict(desk.noticed),
         seconds=time.perf_counter() - started,
     )
     run.complete("create", asdict(summary))
@@ -96,7 +106,7 @@ async def _rows(desk: Desk, prompts: Sequence[Prompt], progress: Progress) -> li
 
     What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
     """
-    make, filters = METHODS[desk.settings.method], desk.settings.active_filters()
+    make, filters = METHODS[desk.settings.method], desk.filters
     outcomes: Counter[str] = Counter()
 
     async def row(_: int, prompt: Prompt) -> Pair:
@@ -162,6 +172,11 @@ _ADVICE = {
     Outcome.ENDPOINT_ERROR: "see what the endpoint says",
     Outcome.LENGTH_RATIO: "widen the length_ratio of create.filters, or use another teacher",
     Outcome.LEAK: "take leak out of create.filters, or use another teacher",
+    Outcome.CONTRAST: "widen the band of jaccard or edit_share in create.filters",
+    Outcome.MISSING_ANSWER: "see whether create.answers or create.judged answers these prompts: by content or by id",
+    Outcome.ADDRESSES_JUDGE: "look at the answers; create.judge.refuse_addressed=false has them judged all the same",
+    Outcome.DISAGREEMENT: "try another judge",
+    Outcome.UNPARSABLE: "the judge does not follow its prompt: try a stronger one",
 }
 
 

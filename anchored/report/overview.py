@@ -13,6 +13,7 @@ from anchored.report.tables import duration, signed
 _TEACHES = {
     "clair": "revised by {}",
     "judge-on-policy": "judged by {}",
+    "judge-off-policy": "judged by {}",
     "stronger-preferred": "won by answers of {}",
 }
 
@@ -165,10 +166,12 @@ def _training_tiles(contents: Contents) -> list[Tile]:
 
 
 def _tokens(contents: Contents) -> str:
-    used = contents.summary("create").get("replies", {}).get("teacher", {})
-    if not used.get("completion_tokens"):
-        return ""
-    return f"{used['prompt_tokens']:,} in, {used['completion_tokens']:,} out, {used['replies']:,} replies"
+    """Of all who were asked but the policy."""
+    replies = contents.summary("create").get("replies", {})
+    used = [one for role, one in replies.items() if role != "policy"]
+    names = ("prompt_tokens", "completion_tokens", "replies")
+    asked, answered, count = (sum(one.get(name, 0) for one in used) for name in names)
+    return f"{asked:,} in, {answered:,} out, {count:,} replies" if answered else ""
 
 
 def _took(contents: Contents, stage: str) -> str:
