@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from anchored import datasets_io
 from anchored import recipe as recipes
+from anchored.create.desk import check_settings
 from anchored.create.settings import CreateSettings
 from anchored.create.stage import create
 from anchored.errors import EvaluationError, ModelError, RecipeError
@@ -129,6 +130,8 @@ def _check(run: Run, plan: Plan) -> None:
     due = {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
     if due:
         check_template(plan.recipe)
+    if "create" in due and plan.recipe.train.data is None:
+        check_settings(plan.recipe.create)
     if "evaluate" in due:
         check_names([_benchmark(name) for name in plan.recipe.evaluate.benchmarks])
 

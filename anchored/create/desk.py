@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from anchored.create import filters
-from anchored.create.replies import Problem, Usable, check
+from anchored.create.replies import Problem, Usable, check, check_text
 from anchored.create.settings import OFF_POLICY, POLICY, CreateSettings, candidate_role
 from anchored.create.templates import templates
-from anchored.datasets_io.answers import AnswerFile, JudgedData
+from anchored.datasets_io.answers import AnswerFile, JudgedData, check_readable
 from anchored.errors import ReplyError
 from anchored.llm.chat import Request
 from anchored.llm.prompt_files import SLOT, fill
@@ -24,6 +24,15 @@ from anchored.records import Answer, Message, Outcome, Pair, Prompt
 
 CreateChats = Mapping[str, Remembered]
 """Who answers, by role, each behind the store: `policy` and the roles of `CreateSettings.endpoints`."""
+
+
+def check_settings(settings: CreateSettings) -> None:
+    """Raise now for what would fail when the stage begins: prompts, filters, given answers that cannot be read."""
+    templates(settings)
+    filters.check(settings.active_filters())
+    for source in (*settings.answers.values(), settings.judged):
+        if source is not None:
+            check_readable(source)
 
 
 @dataclass(slots=True)
@@ -106,9 +115,7 @@ class Desk:
             return Problem(
                 Outcome.MISSING_ANSWER, f"{source.source} has {which} to this prompt (create.answers.{name})"
             )
-        if not found.text.strip():
-            return Problem(Outcome.EMPTY, f"the answer of {name} in {source.source}: holds no text")
-        return Usable(found.text, found.model)
+        return check_text(found.text, found.model, f"the answer of {name} in {source.source}")
 
     def pair(self, prompt: Prompt, chosen: Usable, rejected: Usable, rational: str = "", detail: str = "") -> Pair:
         """A row that came to its end."""

@@ -87,6 +87,12 @@ def read_questions(source: str | Path) -> Iterator[str]:
         raise DataError(f"{source}: holds no question{refused}")
 
 
+def check_readable(source: str | Path) -> None:
+    """Raise a DataError for a source that is not there or holds nothing that can be read."""
+    if next(iter(read(source)), None) is None:
+        raise DataError(f"{source}: is empty")
+
+
 class _Kept(NamedTuple):
     """A row on its way into the table."""
 

@@ -31,7 +31,7 @@ MEANINGS = {
     Outcome.LENGTH_RATIO: "the revision is far longer or shorter than the answer",
     Outcome.LEAK: "the revision speaks of being one",
     Outcome.CONTRAST: "the two answers differ less or more than the filter allows",
-    Outcome.TOO_LONG: "an answer has more characters than the filter allows",
+    Outcome.TOO_LONG: "an answer has more characters than are allowed",
     Outcome.REPETITION: "an answer says the same over and over",
     Outcome.CONTROL_CHARACTERS: "an answer holds characters that are no text",
     Outcome.HTML: "an answer is an HTML page that nobody asked for",

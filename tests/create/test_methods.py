@@ -289,7 +289,7 @@ def test_hostile_replies_are_outcomes_or_texts_and_harm_nothing(tmp_path: Path) 
     rows = by_prompt(read_rows(tmp_path / "refused.parquet"))
     assert {name: str(row.outcome) for name, row in rows.items()} == {
         "html": "no_header",
-        "huge": "no_header",
+        "huge": "too_long",
         "control": "control_characters",
         "surrogate": "control_characters",
         "headers": "repeated_header",

@@ -13,6 +13,7 @@ from commands import POCKET
 
 from anchored import recipe as recipes
 from anchored.datasets_io import read_pairs, read_rows
+from anchored.errors import AnchoredError
 from anchored.llm.replies import ReplyStore
 from anchored.pipeline import Plan, _create_chats, execute
 from anchored.pocket import world
@@ -147,3 +148,17 @@ def test_a_team_of_revisers_makes_right_answers(tmp_path: Path) -> None:
     assert all("step 2, critique (pocket-teacher): Nothing is to be mended." in pair.rational for pair in pairs)
     assert parts["reviser"] == 2 * parts["critic"]
     assert all(row.outcome is Outcome.IDENTICAL for row in read_rows(run.refused)), "those that were right before"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ("create.answers.policy=nowhere.jsonl", "nowhere.jsonl: no such file"),
+        ("create.filters=[no_such_module:x]", "there is no module"),
+        ("create.reviser.prompt=no-such-prompt", "is no file and no shipped prompt"),
+    ],
+)
+def test_what_cannot_be_read_binds_no_run_folder(tmp_path: Path, wrong: str, error: str) -> None:
+    with pytest.raises(AnchoredError, match=error):
+        create(tmp_path, wrong)
+    assert not Run(tmp_path).has_work()
