@@ -18,13 +18,15 @@ from typing import Any, Protocol
 from anchored import datasets_io
 from anchored import recipe as recipes
 from anchored.create.desk import check_settings
-from anchored.create.settings import CreateSettings
+from anchored.create.settings import POLICY, CreateSettings
 from anchored.create.stage import create
 from anchored.errors import EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
 from anchored.llm.chat import Chat, Reply, Request
+from anchored.llm.endpoints import Endpoints, open_endpoints
+from anchored.llm.money import Purse
 from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.replies import Remembered, ReplyStore
 from anchored.llm.settings import EndpointSettings, Sampling
@@ -158,20 +160,23 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
 
 
 def _create_chats(recipe: Recipe, store: ReplyStore, servers: ExitStack) -> dict[str, Remembered]:
-    """Who answers, by role. Roles at one endpoint share its chat, and so its limits; each counts its own replies."""
+    """Who answers, by role. Roles at one endpoint share its chat, and so its limits; all share the run's money."""
     settings = recipe.create
-    opened: dict[str, OpenAIChat] = {}
-    by_role: dict[str, OpenAIChat] = {}
-    for role, endpoint in settings.endpoints().items():
-        same = _address(endpoint)
-        if same not in opened:
-            opened[same] = OpenAIChat(endpoint, base_url=servers.enter_context(_served(endpoint)))
-        by_role[role] = opened[same]
-    chats: dict[str, Chat] = {}
+    asked = settings.endpoints()
+    purse = Purse(settings.budget_usd, store.spent()) if any(one.price for one in asked.values()) else None
+    opened: dict[str, OpenAIChat | Endpoints] = {}
+    for endpoint in asked.values():
+        if _address(endpoint) not in opened:
+            base_url = servers.enter_context(_served(endpoint))
+            priced = purse if endpoint.price else None
+            opened[_address(endpoint)] = open_endpoints(endpoint, base_url=base_url, purse=priced)
+    chats: dict[str, Remembered] = {}
     if settings.asks_policy:
         local = _local_chat(model_of(recipe), recipe.policy.model, settings.sample.batch_size)
-        chats["policy"] = _CheckedFirst(local, [endpoint.check for endpoint in opened.values()])
-    return {role: store.remember(chat) for role, chat in (chats | by_role).items()}
+        chats[POLICY] = store.remember(_CheckedFirst(local, [endpoint.check for endpoint in opened.values()]))
+    for role, endpoint in asked.items():
+        chats[role] = store.remember(opened[_address(endpoint)], purse if endpoint.price else None)
+    return chats
 
 
 def _address(endpoint: EndpointSettings) -> str:

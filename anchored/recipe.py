@@ -129,7 +129,9 @@ def changes(run: Run, recipe: Recipe) -> list[Change]:
     if not run.has_begun("evaluate"):
         free |= {key for key in (*old, *new) if key.startswith("evaluate.")}
     keys = [key for key in {**new, **old} if old.get(key, _MISSING) != new.get(key, _MISSING)]
-    return [Change(key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys if key not in free]
+    return [
+        Change(key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys if free.isdisjoint(_sections(key))
+    ]
 
 
 def first_stage(changed: Sequence[Change]) -> str:
@@ -255,6 +257,13 @@ def _how_only(settings: Settings, prefix: str = "") -> Iterator[str]:
         for where, one in inner.items():
             if isinstance(one, Settings):
                 yield from _how_only(one, where)
+
+
+def _sections(key: str) -> Iterator[str]:
+    """A dotted key and what it stands in: `a.b.c`, `a.b`, `a`."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
 
 
 def _versions() -> dict[str, str]:

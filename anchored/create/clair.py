@@ -16,8 +16,7 @@ from anchored.create.judge import compare
 from anchored.create.replies import Problem, Usable, beginning, is_refusal
 from anchored.create.revision import parse
 from anchored.create.settings import StepSettings, step_role
-from anchored.llm.prompt_files import as_text
-from anchored.records import Outcome, Pair, Prompt
+from anchored.records import Outcome, Pair, Prompt, as_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from anchored import contrast
-from anchored.create.leak import find_leak
 from anchored.create.replies import beginning, is_refusal
 from anchored.errors import RecipeError
-from anchored.llm.prompt_files import as_text
+from anchored.leak import find_leak
 from anchored.own import IMPORT_PATH, failure, import_attribute
-from anchored.records import Outcome, Pair
+from anchored.records import Outcome, Pair, as_text
 from anchored.settings import Settings
 
 OWN_EXAMPLE = "my_package.my_module:my_filter"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
@@ -101,6 +101,8 @@ CLAIR_FILTERS: tuple[Chosen, ...] = (choose("length_ratio"), choose("leak"))
 class CreateSettings(Settings):
     """The `create:` section: how pairs are made from prompts."""
 
+    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd"})
+
     method: Literal["clair", "judge-on-policy", "judge-off-policy", "stronger-preferred"] = "clair"
     """clair: the teacher minimally revises the policy's answer; judge-on-policy: it picks the better of two of them;
     judge-off-policy: it picks the better of two answers by other models, or the data says which is;
@@ -108,6 +110,9 @@ class CreateSettings(Settings):
     prompts: PromptSettings = PromptSettings()
     decontaminate: DecontaminateSettings | None = None
     """Set prompts aside that share their words with a benchmark."""
+    target: int | None = Field(default=None, ge=1)
+    """Go on through the prompts, in the order of their draw, until so many pairs are accepted; null: try every prompt.
+    Pairs beyond them are refused as surplus, and cost nothing when the target is raised."""
     sample: SampleSettings = SampleSettings()
     """How the policy answers."""
     reviser: ReviserSettings = ReviserSettings()
@@ -128,6 +133,19 @@ class CreateSettings(Settings):
     filters: tuple[Filter, ...] | None = None
     """Which pairs are refused, in this order (docs/create.md). Null: length_ratio and leak for clair, none for the
     others."""
+    budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most money for the replies of this run, in USD, what earlier processes spent included; null: no limit. Needs the
+    price of every endpoint that the method asks."""
+
+    @model_validator(mode="after")
+    def _budget_has_its_prices(self) -> CreateSettings:
+        for role, endpoint in self.endpoints().items() if self.budget_usd is not None else ():
+            if endpoint.price is None:
+                raise ValueError(
+                    f"budget_usd is {self.budget_usd:g}, but what {endpoint.model} costs is not known; give the "
+                    f"{role} of {self.method} its price: {{input: ..., output: ...}}, in USD per million tokens"
+                )
+        return self
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> CreateSettings:

@@ -60,7 +60,7 @@ class AnswerFile:
 
 
 class JudgedData:
-    """Pairs that somebody has judged: UltraFeedback's scored completions, or any layout of pairs."""
+    """Pairs that somebody has judged: UltraFeedback's scored completions, or any layout of pairs, without margins."""
 
     def __init__(self, source: str | Path, split: str | None = None) -> None:
         self.source = str(source)
@@ -144,14 +144,14 @@ def _judged(rows: Iterator[Row]) -> Iterator[_Kept]:
         except Refused as reason:
             pair = Pair(prompt, Answer(""), Answer(""), outcome=reason.outcome, detail=f"{row.where}: {reason}")
         answers = [(answer.text, answer.model) for answer in (pair.chosen, pair.rejected)]
-        value = json.dumps([*answers, pair.rational, str(pair.outcome), pair.detail, pair.margin])
+        value = json.dumps([*answers, pair.rational, str(pair.outcome), pair.detail])
         yield _kept(layouts.own_id(row.columns), prompt, value)
 
 
 def _pair(prompt: Prompt, value: str) -> Pair:
-    chosen, rejected, rational, outcome, detail, margin = json.loads(value)
+    chosen, rejected, rational, outcome, detail = json.loads(value)
     answers = Answer(*chosen), Answer(*rejected)
-    return Pair(prompt, *answers, rational=rational, outcome=Outcome(outcome), detail=detail, margin=margin)
+    return Pair(prompt, *answers, rational=rational, outcome=Outcome(outcome), detail=detail)
 
 
 def _kept(id: str, prompt: Prompt | None, value: str) -> _Kept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from anchored.llm.money import dollars
 from anchored.records import Outcome, Score
 from anchored.report.contents import Contents
 from anchored.report.scoreboard import Scoreboard
@@ -171,7 +172,11 @@ def _tokens(contents: Contents) -> str:
     used = [one for role, one in replies.items() if role != "policy"]
     names = ("prompt_tokens", "completion_tokens", "replies")
     asked, answered, count = (sum(one.get(name, 0) for one in used) for name in names)
-    return f"{asked:,} in, {answered:,} out, {count:,} replies" if answered else ""
+    if not answered:
+        return ""
+    spent = next((one["spent"] for one in used if one.get("spent")), None)  # the run's, which all of them share
+    money = f", {dollars(spent['run_usd'])}" if spent else ""
+    return f"{asked:,} in, {answered:,} out, {count:,} replies{money}"
 
 
 def _took(contents: Contents, stage: str) -> str:

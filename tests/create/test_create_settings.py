@@ -89,6 +89,18 @@ def test_each_method_has_its_teacher_with_the_papers_settings() -> None:
     assert mine.model == "mine"
 
 
+def test_a_budget_needs_the_price_of_everybody_who_is_asked() -> None:
+    price = {"input": 2.5, "output": 10}
+    CreateSettings.model_validate({"budget_usd": 9, "reviser": {"price": price}})
+    with pytest.raises(ValidationError, match=r"budget_usd is 9, .* gpt-4-turbo costs .* teacher of clair its price"):
+        CreateSettings.model_validate({"budget_usd": 9, "judge": {"price": price}})
+    with pytest.raises(ValidationError, match="greater than 0"):
+        CreateSettings.model_validate({"budget_usd": 0, "reviser": {"price": price}})
+    off_policy = {"method": "judge-off-policy", "judge": {"price": price}, "budget_usd": 9}
+    with pytest.raises(ValidationError, match=r"what another costs .* candidate 2 of judge-off-policy its price"):
+        CreateSettings.model_validate({**off_policy, "candidates": [{**OTHER, "price": price}, ANOTHER]})
+
+
 @pytest.mark.parametrize(
     ("settings", "roles", "asks_policy"),
     [

@@ -215,10 +215,10 @@ def test_judged_data_is_paired_by_its_scores_and_asks_nobody(tmp_path: Path) -> 
 
 
 def test_pairs_that_are_judged_already_may_come_in_any_layout_of_pairs(tmp_path: Path) -> None:
-    data = write(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": "yes", "rejected": "no", "margin": 2.5})
+    data = write(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": "yes", "rejected": "no"})
     summary = make_with(tmp_path / "run", prompts("a"), settings(method="judge-off-policy", judged=data), {})
     (pair,) = read_pairs(tmp_path / "run/pairs.parquet").pairs
-    assert (summary.pairs, pair.chosen.text, pair.margin) == (1, "yes", 2.5)
+    assert (summary.pairs, pair.chosen.text, pair.rejected.text) == (1, "yes", "no")
 
 
 # what answers say to the judge
