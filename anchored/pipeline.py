@@ -10,24 +10,26 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from anchored import datasets_io
 from anchored import recipe as recipes
-from anchored.create.settings import CreateSettings
-from anchored.create.stage import CreateChats, create
+from anchored.create.desk import check_settings
+from anchored.create.settings import POLICY, CreateSettings
+from anchored.create.stage import create
 from anchored.errors import EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
 from anchored.llm.chat import Chat, Reply, Request
-from anchored.llm.endpoints import open_endpoints
+from anchored.llm.endpoints import Endpoints, open_endpoints
 from anchored.llm.money import Purse
-from anchored.llm.replies import ReplyStore
-from anchored.llm.settings import EndpointSettings
+from anchored.llm.openai_chat import OpenAIChat
+from anchored.llm.replies import Remembered, ReplyStore
+from anchored.llm.settings import EndpointSettings, Sampling
 from anchored.pocket import world
 from anchored.progress import Progress
 from anchored.recipe import Recipe
@@ -130,6 +132,8 @@ def _check(run: Run, plan: Plan) -> None:
     due = {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
     if due:
         check_template(plan.recipe)
+    if "create" in due and plan.recipe.train.data is None:
+        check_settings(plan.recipe.create)
     if "evaluate" in due:
         check_names([_benchmark(name) for name in plan.recipe.evaluate.benchmarks])
 
@@ -146,18 +150,38 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
     prompts = _limited_prompts(_prompts(settings), recipe.limit)
     if recipe.limit is not None:  # fewer prompts than `take` are no surprise then
         settings = settings.model_copy(update={"prompts": settings.prompts.model_copy(update={"take": None})})
-    teacher_settings = settings.teacher()
-    with ReplyStore(run.replies) as store, _served(teacher_settings) as base_url:
-        purse = Purse(settings.budget_usd, store.spent()) if teacher_settings.price else None
-        endpoint = open_endpoints(teacher_settings, base_url=base_url, purse=purse)
-        local = _local_chat(model_of(recipe), recipe.policy.model, settings.sample.batch_size)
-        policy = store.remember(_CheckedFirst(local, endpoint.check))
-        teacher = store.remember(endpoint, purse)
+    with ReplyStore(run.replies) as store, ExitStack() as servers:
+        chats = _create_chats(recipe, store, servers)
         try:
-            await create(run, settings, prompts, CreateChats(policy, teacher), progress)
+            await create(run, settings, prompts, chats, progress)
         finally:
-            await policy.close()  # first: its check of the teacher may still be under way
-            await teacher.close()
+            for chat in chats.values():  # the policy first: its check of the others may still be under way
+                await chat.close()
+
+
+def _create_chats(recipe: Recipe, store: ReplyStore, servers: ExitStack) -> dict[str, Remembered]:
+    """Who answers, by role. Roles at one endpoint share its chat, and so its limits; all share the run's money."""
+    settings = recipe.create
+    asked = settings.endpoints()
+    purse = Purse(settings.budget_usd, store.spent()) if any(one.price for one in asked.values()) else None
+    opened: dict[str, OpenAIChat | Endpoints] = {}
+    for endpoint in asked.values():
+        if _address(endpoint) not in opened:
+            base_url = servers.enter_context(_served(endpoint))
+            priced = purse if endpoint.price else None
+            opened[_address(endpoint)] = open_endpoints(endpoint, base_url=base_url, purse=priced)
+    chats: dict[str, Remembered] = {}
+    if settings.asks_policy:
+        local = _local_chat(model_of(recipe), recipe.policy.model, settings.sample.batch_size)
+        chats[POLICY] = store.remember(_CheckedFirst(local, [endpoint.check for endpoint in opened.values()]))
+    for role, endpoint in asked.items():
+        chats[role] = store.remember(opened[_address(endpoint)], purse if endpoint.price else None)
+    return chats
+
+
+def _address(endpoint: EndpointSettings) -> str:
+    """What makes two endpoints one: all but how an answer is drawn and what a role adds."""
+    return endpoint.model_dump_json(include=set(EndpointSettings.model_fields) - set(Sampling.model_fields))
 
 
 def _train(run: Run, recipe: Recipe, progress: Progress) -> None:
@@ -238,19 +262,19 @@ def _local_chat(folder: str | Path, name: str, batch_size: int) -> Chat:
 
 
 class _CheckedFirst:
-    """A chat that is not asked before a check has passed: no hours of sampling for a teacher whose key is wrong.
+    """A chat that is not asked before checks have passed: no hours of sampling for a teacher whose key is wrong.
 
     Behind the store, so where every sample is known nothing is checked and the teacher may be out of reach.
     """
 
-    def __init__(self, chat: Chat, check: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, chat: Chat, checks: Sequence[Callable[[], Awaitable[None]]]) -> None:
         self.name, self.fingerprint = chat.name, chat.fingerprint
-        self._chat, self._check = chat, check
-        self._checked: asyncio.Future[None] | None = None
+        self._chat, self._checks = chat, checks
+        self._checked: asyncio.Future[list[None]] | None = None
 
     async def reply(self, request: Request) -> Reply:
         if self._checked is None:
-            self._checked = asyncio.ensure_future(self._check())
+            self._checked = asyncio.gather(*(check() for check in self._checks))
         await asyncio.shield(self._checked)
         return await self._chat.reply(request)
 

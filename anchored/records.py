@@ -58,12 +58,23 @@ class Outcome(StrEnum):
     IDENTICAL = "identical"
     LENGTH_RATIO = "length_ratio"
     LEAK = "leak"
+    CONTRAST = "contrast"
+    TOO_LONG = "too_long"
+    REPETITION = "repetition"
+    CONTROL_CHARACTERS = "control_characters"
+    HTML = "html"
+    OWN_FILTER = "own_filter"
     SURPLUS = "surplus"
+    # the prompt
+    CONTAMINATED = "contaminated"
+    MISSING_ANSWER = "missing_answer"
     # the judge's verdict
     TIE = "tie"
     DISAGREEMENT = "disagreement"
     UNPARSABLE = "unparsable"
     IDENTICAL_SAMPLES = "identical_samples"
+    ADDRESSES_JUDGE = "addresses_judge"
+    CONTRADICTED_SCORE = "contradicted_score"
     # a row of a data set that cannot be a pair
     DOUBLED_TURN = "doubled_turn"
     NO_ASSISTANT_TURN = "no_assistant_turn"
@@ -83,7 +94,8 @@ class Pair:
     """The reviser's or judge's reasoning (the column's name in the paper's released data)."""
     outcome: Outcome = Outcome.OK
     detail: str = ""
-    """What in the row led to the outcome, for people: the matched words, the ratio, the endpoint's message."""
+    """What in the row led to the outcome, for people: the matched words, the ratio, the endpoint's message. Of a kept
+    row: what was noticed all the same."""
     margin: float | None = None
     """How far the rewards of the two should be apart, where the data says so."""
 

@@ -18,7 +18,7 @@ from typing import Any
 from anchored.create.clair import clair
 from anchored.create.desk import CreateChats, Desk, Used
 from anchored.create.filters import filtered
-from anchored.create.judge import judge_on_policy
+from anchored.create.judge import judge_off_policy, judge_on_policy
 from anchored.create.row_file import RowFile
 from anchored.create.settings import CreateSettings
 from anchored.create.stronger import stronger_preferred
@@ -35,6 +35,7 @@ __all__ = ["METHODS", "CreateChats", "CreateSummary", "create"]
 METHODS: Mapping[str, Callable[[Prompt, Desk], Awaitable[Pair]]] = {
     "clair": clair,
     "judge-on-policy": judge_on_policy,
+    "judge-off-policy": judge_off_policy,
     "stronger-preferred": stronger_preferred,
 }
 _TASK = "pairs"
@@ -55,8 +56,13 @@ class CreateSummary:
     contrast: dict[str, Any]
     """The pairs' row of Table 1."""
     replies: dict[str, dict[str, Any]]
-    """Of policy and teacher: the model, the tokens of the replies that rows were made of, and how many replies this
+    """By role (policy, teacher, ...): the model, the tokens of the replies that rows were made of, and how many this
     process asked for and how many it had in the store."""
+    prompt_files: dict[str, str]
+    """The sha256 of each prompt file that a teacher was asked with, by role."""
+    noticed: dict[str, int]
+    """Pairs of this process that were kept although something was noticed, which their `detail` says: `holds_verdict`
+    (an answer holds [1] or [2]), `addresses_judge`."""
     seconds: float
     """Of this process."""
 
@@ -71,6 +77,8 @@ async def create(
     started = time.perf_counter()
     desk = Desk(settings, chats)
     _note_what_is_missing(settings, prompts, progress)
+    for note in desk.notes:
+        progress.note(note)
     with PairWriter(run.refused, extra={"set": str}) as refused:
         for row in prompts.refused:
             refused.write([row], {"set": ["data"]})
@@ -94,7 +102,9 @@ async def create(
         held_out_outcomes=_by_outcome(held_out),
         prompts_refused=len(prompts.refused),
         contrast=asdict(training.contrast()),
-        replies={"policy": _about(chats.policy, desk.policy), "teacher": _about(chats.teacher, desk.teacher)},
+        replies={role: _about(chat, desk.used[role]) for role, chat in chats.items()},
+        prompt_files=desk.prompt_hashes,
+        noticed=dict(desk.noticed),
         seconds=time.perf_counter() - started,
     )
     run.complete("create", asdict(summary))
@@ -134,7 +144,7 @@ def _round(target: int, pairs: int, tried: int) -> int:
 
 
 async def _rows(desk: Desk, prompts: Prompts, file: RowFile, counter: _Counter) -> None:
-    make, filters = METHODS[desk.settings.method], desk.settings.active_filters()
+    make, filters = METHODS[desk.settings.method], desk.filters
 
     async def row(_: int, prompt: Prompt) -> Pair:
         pair = filtered(await make(prompt, desk), filters)
@@ -195,6 +205,11 @@ _ADVICE = {
     Outcome.ENDPOINT_ERROR: "see what the endpoint says",
     Outcome.LENGTH_RATIO: "widen the length_ratio of create.filters, or use another teacher",
     Outcome.LEAK: "take leak out of create.filters, or use another teacher",
+    Outcome.CONTRAST: "widen the band of jaccard or edit_share in create.filters",
+    Outcome.MISSING_ANSWER: "see whether create.answers or create.judged answers these prompts: by content or by id",
+    Outcome.ADDRESSES_JUDGE: "look at the answers; create.judge.refuse_addressed=false has them judged all the same",
+    Outcome.DISAGREEMENT: "try another judge",
+    Outcome.UNPARSABLE: "the judge does not follow its prompt: try a stronger one",
 }
 
 

@@ -141,7 +141,7 @@ def _jsonl_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
 
 
 def _json_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
-    """A .json file is a list of objects, one object, or in truth lines of JSON."""
+    """A .json file is a list of objects, one object, an object of objects by id, or in truth lines of JSON."""
     data = handle.read().removeprefix(_UTF8_MARK)
     try:
         value = json.loads(data)
@@ -150,6 +150,8 @@ def _json_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
             raise DataError(f"{name}: is not JSON ({one_line(error)})") from None
         yield from _jsonl_rows(io.BytesIO(data), name)
         return
+    if isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
+        value = [{"id": id, **item} for id, item in value.items()]
     for number, item in enumerate(value if isinstance(value, list) else [value], 1):
         yield _row(f"{name} row {number}", item)
 

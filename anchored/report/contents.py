@@ -69,11 +69,14 @@ class Contents:
 
     @property
     def teacher(self) -> str | None:
-        """The stronger model that revised, judged or answered."""
-        role = {"clair": "reviser", "judge-on-policy": "judge", "stronger-preferred": "stronger"}.get(
-            self.setting("create.method")
-        )
-        return self.setting(f"create.{role}.model")
+        """The stronger models that revised, judged or answered; None where the data was judged already."""
+        method = self.setting("create.method")
+        if method == "judge-off-policy" and not (self.setting("create.candidates") or self.setting("create.answers")):
+            return None
+        if method == "clair" and (team := self.setting("create.team")):
+            return ", ".join(dict.fromkeys(step["model"] for step in team))
+        role = {"clair": "reviser", "stronger-preferred": "stronger"}.get(method, "judge")
+        return self.setting(f"create.{role}.model") if method else None
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -14,6 +14,7 @@ from anchored.report.tables import duration, signed
 _TEACHES = {
     "clair": "revised by {}",
     "judge-on-policy": "judged by {}",
+    "judge-off-policy": "judged by {}",
     "stronger-preferred": "won by answers of {}",
 }
 
@@ -166,12 +167,16 @@ def _training_tiles(contents: Contents) -> list[Tile]:
 
 
 def _tokens(contents: Contents) -> str:
-    used = contents.summary("create").get("replies", {}).get("teacher", {})
-    if not used.get("completion_tokens"):
+    """Of all who were asked but the policy."""
+    replies = contents.summary("create").get("replies", {})
+    used = [one for role, one in replies.items() if role != "policy"]
+    names = ("prompt_tokens", "completion_tokens", "replies")
+    asked, answered, count = (sum(one.get(name, 0) for one in used) for name in names)
+    if not answered:
         return ""
-    spent = used.get("spent")
+    spent = next((one["spent"] for one in used if one.get("spent")), None)  # the run's, which all of them share
     money = f", {dollars(spent['run_usd'])}" if spent else ""
-    return f"{used['prompt_tokens']:,} in, {used['completion_tokens']:,} out, {used['replies']:,} replies{money}"
+    return f"{asked:,} in, {answered:,} out, {count:,} replies{money}"
 
 
 def _took(contents: Contents, stage: str) -> str:
