@@ -130,7 +130,11 @@ def changes(run: Run, recipe: Recipe) -> list[Change]:
     if not run.has_begun("evaluate"):
         free |= {key for key in (*old, *new) if key.startswith("evaluate.")}
     keys = [key for key in {**new, **old} if old.get(key, _MISSING) != new.get(key, _MISSING)]
-    return [Change(key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys if key not in free]
+    return [
+        Change(key, old.get(key, _MISSING), new.get(key, _MISSING))
+        for key in keys
+        if key not in free and f"{key.rpartition('.')[0]}.*" not in free
+    ]
 
 
 def first_stage(changed: Sequence[Change]) -> str:
