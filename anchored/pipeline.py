@@ -141,8 +141,8 @@ def _check(run: Run, plan: Plan) -> None:
         lora, engine = recipe.train.lora, recipe.evaluate.sample.serve
         if engine is not None and lora is not None and not lora.merge:
             raise EvaluationError(
-                f"evaluate.sample.serve: {engine} serves no adapters; set train.lora.merge to true, or leave serve out: "
-                "then they answer in this process"
+                f"evaluate.sample.serve: {engine} takes no adapters; set train.lora.merge to true, or leave serve out: "
+                "they answer in this process then"
             )
 
 

@@ -162,15 +162,15 @@ def request_model(served: Served) -> str:
     return served.name if _ENGINES[served.engine].takes_a_name else str(served.folder)
 
 
-def request_body(engine: Engine, sampling: Sampling) -> dict[str, Any]:
-    """More keys that a request needs to be answered as it says."""
+def request_body(engine: Engine, sampling: Sampling, ends: Sequence[int]) -> dict[str, Any]:
+    """More keys that a request needs to be answered as it says, and until one of the tokens `ends`."""
     if engine != "transformers":
-        return {}
+        return {"stop_token_ids": list(ends)} if ends else {}
     # it takes the model's own generation config, where temperature alone does not turn sampling on, and 50 is top_k
     neutral = {"do_sample": sampling.temperature > 0, "top_p": 1.0, "repetition_penalty": 1.0}
     if sampling.temperature > 0:
         neutral |= {"top_k": 0, "min_p": 0.0, "typical_p": 1.0}
-    return {"generation_config": json.dumps(neutral)}
+    return {"generation_config": json.dumps({**neutral, "eos_token_id": list(ends), "pad_token_id": ends[0]})}
 
 
 def most_in_flight(served: Served, wanted: int) -> int:

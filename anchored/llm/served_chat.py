@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from anchored.errors import ModelError, ReplyError, Stopped
 from anchored.llm.chat import Reply, Request
-from anchored.llm.model_folder import fingerprint
+from anchored.llm.model_folder import end_of_turn_ids_in, fingerprint
 from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.serve import (
     Served,
@@ -28,8 +28,6 @@ from anchored.llm.serve import (
 )
 from anchored.llm.settings import EndpointSettings
 from anchored.records import Message, content_hash
-
-_QUESTION = Request((Message("user", "Hello"),), temperature=0, max_tokens=1)
 
 
 class ServedChat:
@@ -48,14 +46,7 @@ class ServedChat:
             self.fingerprint += f" {content_hash(shaping)}"
         self._served = served
         self._note = note
-        self._settings = settings.model_copy(
-            update={
-                "model": request_model(served),
-                "key_env": None,
-                "concurrency": most_in_flight(served, settings.concurrency),
-                "extra_body": {**request_body(served.engine, settings), **settings.extra_body},
-            }
-        )
+        self._settings = settings
         self._server: Server | None = None
         self._client: OpenAIChat | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -88,17 +79,40 @@ class ServedChat:
             await self._server.stop()
 
     async def _start(self) -> None:
+        settings = await asyncio.to_thread(self._client_settings)
         self._server = await start(self._served, self._note)
-        self._client = OpenAIChat(self._settings, base_url=self._server.base_url)
+        self._client = OpenAIChat(settings, base_url=self._server.base_url)
+        # drawn like all others: with continuous batching, transformers serve draws all as the first one asks
+        question = replace(settings.request([Message("user", "Hello")]), max_tokens=1)
         # healthy is not yet able to answer: a template may fail, or the memory of the first batch
         try:
-            answer = await self._ask(_QUESTION)
+            answer = await self._ask(question)
         except ReplyError as error:
             raise ModelError(f"{self.name}: {self._served.engine} runs, but answers no question: {error}") from error
         if answer is None:
             raise ModelError(
                 f"{self.name}: {self._served.engine} ended at the first question; {self._server.about_its_end()}"
             )
+
+    def _client_settings(self) -> EndpointSettings:
+        served, settings = self._served, self._settings
+        body = request_body(served.engine, settings, self._ends())
+        return settings.model_copy(
+            update={
+                "model": request_model(served),
+                "key_env": None,
+                "concurrency": most_in_flight(served, settings.concurrency),
+                "extra_body": {**body, **settings.extra_body},
+            }
+        )
+
+    def _ends(self) -> tuple[int, ...]:
+        try:
+            return end_of_turn_ids_in(self._served.folder)
+        except ModelError:  # vLLM and SGLang know tokenizers and templates that are not to be read here
+            if self._served.engine == "transformers":
+                raise
+            return ()
 
     async def _ask(self, request: Request) -> Reply | None:
         """The server's answer; None where the server is gone."""

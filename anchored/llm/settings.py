@@ -24,7 +24,7 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 
 _OURS = {"host", "port", "model", "model-path", "served-model-name", "api-key", "force-model"}
 
-HOW_OPTIONS = frozenset(
+HOW_OPTIONS: frozenset[str] = frozenset(
     # vLLM
     "tensor-parallel-size pipeline-parallel-size data-parallel-size enable-expert-parallel gpu-memory-utilization "
     "max-num-seqs max-num-batched-tokens max-model-len block-size swap-space cpu-offload-gb enforce-eager seed "
@@ -60,7 +60,7 @@ class ServedSampling(Sampling):
     """Answers of a model whose server we may start ourselves."""
 
     how_only: ClassVar[frozenset[str]] = frozenset(
-        ["serve_options", *(f"serve_options.{name}" for name in HOW_OPTIONS), "serve_env", "serve_env.*", "serve_seconds"]
+        ["serve_options", "serve_env", "serve_env.*", "serve_seconds", *(f"serve_options.{key}" for key in HOW_OPTIONS)]
     )
 
     serve_options: dict[str, Any] = Field(default_factory=dict)

@@ -143,11 +143,12 @@ def test_options_take_every_form(tmp_path: Path) -> None:
     ]
 
 
-def test_only_transformers_serve_must_be_told_to_sample() -> None:
-    assert request_body("vllm", Sampling()) == request_body("sglang", Sampling()) == {}
-    drawn = json.loads(request_body("transformers", Sampling(temperature=0.7))["generation_config"])
-    greedy = json.loads(request_body("transformers", Sampling(temperature=0))["generation_config"])
-    assert (drawn["do_sample"], drawn["top_k"]) == (True, 0)
+def test_a_request_says_where_to_end_and_transformers_serve_must_be_told_to_sample() -> None:
+    assert request_body("vllm", Sampling(), [2, 5]) == {"stop_token_ids": [2, 5]}
+    assert request_body("sglang", Sampling(), []) == {}
+    drawn = json.loads(request_body("transformers", Sampling(temperature=0.7), [2, 5])["generation_config"])
+    greedy = json.loads(request_body("transformers", Sampling(temperature=0), [2, 5])["generation_config"])
+    assert (drawn["do_sample"], drawn["top_k"], drawn["eos_token_id"]) == (True, 0, [2, 5])
     assert greedy["do_sample"] is False
 
 

@@ -92,3 +92,23 @@ def test_length_and_usage_are_as_asked(seen: Seen) -> None:
     assert all(0 < reply.usage.completion_tokens <= 24 for reply in replies)
     assert all((reply.finish_reason == "length") == (reply.usage.completion_tokens == 24) for reply in replies)
     assert "Ignoring unsupported fields" not in seen.log
+
+
+def test_continuous_batching_draws_too(tmp_path: Path) -> None:
+    """There the first request decides for all how they are drawn: the server is greeted as it will be asked."""
+    folder = save_folder(tmp_path / "model")
+    options = {"device": "cpu", "continuous-batching": True, "cb-num-blocks": 64, "cb-max-batch-tokens": 512}
+
+    async def ask() -> list[Reply]:
+        chat = ServedChat(
+            Served("transformers", folder, "tiny", tmp_path / "log", options), SAMPLE.endpoint("tiny"), lambda _: None
+        )
+        requests = [SAMPLE.request(question, index=index) for question in QUESTIONS for index in (0, 1)]
+        try:
+            return await asyncio.gather(*map(chat.reply, requests))
+        finally:
+            await chat.close()
+
+    replies = asyncio.run(ask())
+    assert all(first.text != second.text for first, second in zip(replies[::2], replies[1::2], strict=True))
+    assert all(0 < reply.usage.completion_tokens <= 24 for reply in replies)
