@@ -8,11 +8,8 @@ from pathlib import Path
 
 def having(text: str) -> list[int]:
     """The ids of the living processes whose command line holds `text`."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and text in _command_line(folder):
-            found.append(int(folder.name))
-    return found
+    folders = (folder for folder in Path("/proc").iterdir() if folder.name.isdigit())
+    return [int(folder.name) for folder in folders if text in _command_line(folder)]
 
 
 def all_gone(text: str, seconds: float = 20) -> bool:

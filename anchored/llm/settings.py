@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -20,23 +20,21 @@ _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 Engine = Literal["vllm", "sglang", "transformers"]
 """The servers that can be started for a model folder."""
 
-ENGINES: tuple[str, ...] = get_args(Engine)
-
 _OURS = {"host", "port", "model", "model-path", "served-model-name", "api-key", "force-model"}
 
-HOW_OPTIONS: frozenset[str] = frozenset(
-    # vLLM
-    "tensor-parallel-size pipeline-parallel-size data-parallel-size enable-expert-parallel gpu-memory-utilization "
-    "max-num-seqs max-num-batched-tokens max-model-len block-size swap-space cpu-offload-gb enforce-eager seed "
-    "enable-prefix-caching enable-chunked-prefill distributed-executor-backend uvicorn-log-level disable-log-stats "
-    # SGLang
-    "tp-size tp pp-size pp dp-size dp ep-size mem-fraction-static max-running-requests max-total-tokens context-length "
-    "chunked-prefill-size max-prefill-tokens page-size schedule-policy schedule-conservativeness disable-radix-cache "
-    "disable-cuda-graph cuda-graph-max-bs base-gpu-id random-seed log-level "
-    # transformers serve
-    "device compile continuous-batching cb-block-size cb-num-blocks cb-max-batch-tokens cb-max-memory-percent "
-    "cb-use-cuda-graph default-seed".split()
-)
+_HOW = """
+tensor-parallel-size pipeline-parallel-size data-parallel-size enable-expert-parallel gpu-memory-utilization
+max-num-seqs max-num-batched-tokens max-model-len block-size swap-space cpu-offload-gb enforce-eager seed
+enable-prefix-caching enable-chunked-prefill distributed-executor-backend uvicorn-log-level disable-log-stats
+
+tp-size tp pp-size pp dp-size dp ep-size mem-fraction-static max-running-requests max-total-tokens context-length
+chunked-prefill-size max-prefill-tokens page-size schedule-policy schedule-conservativeness disable-radix-cache
+disable-cuda-graph cuda-graph-max-bs base-gpu-id random-seed log-level
+
+device compile continuous-batching cb-block-size cb-num-blocks cb-max-batch-tokens cb-max-memory-percent
+cb-use-cuda-graph default-seed
+"""
+HOW_OPTIONS = frozenset(_HOW.split())
 """Options of the servers that say how, never what: another one asks nothing again. All others count as what, as dtype,
 quantization or chat-template do."""
 

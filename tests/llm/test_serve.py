@@ -180,7 +180,7 @@ def test_what_it_waits_for_is_said(served: Served) -> None:
         await server.stop()
 
     asyncio.run(main())
-    assert f"starting vllm on 127.0.0.1:" in notes[0]
+    assert "starting vllm on 127.0.0.1:" in notes[0]
     assert str(served.log) in notes[0]
     assert "vllm is ready after" in notes[1]
 
@@ -230,9 +230,7 @@ def test_a_server_that_ignores_sigterm_is_killed(served: Served) -> None:
 
 def test_a_port_that_was_taken_meanwhile_is_no_end(served: Served, tmp_path: Path) -> None:
     mark = tmp_path / "first"
-    reply = use(
-        replace(served, environment={"MODE": "taken", "MARK": str(mark)}), lambda chat: chat.reply(a_request())
-    )
+    reply = use(replace(served, environment={"MODE": "taken", "MARK": str(mark)}), lambda chat: chat.reply(a_request()))
     assert reply.finish_reason == "stop"
     assert "Address already in use" in served.log.read_text()
 

@@ -157,12 +157,9 @@ def test_how_a_model_is_served_may_change_and_what_it_answers_may_not(tmp_path: 
 
 def recipes_of_the_docs() -> list[tuple[str, str]]:
     """Every recipe that a page of the docs shows, and where it stands."""
-    found = []
-    for page in sorted((Path(__file__).parents[2] / "docs").glob("*.md")):
-        for block in re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
-            if block.startswith("policy:"):
-                found.append((page.name, block))
-    return found
+    pages = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
+    blocks = [(page.name, re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)) for page in pages]
+    return [(page, text) for page, texts in blocks for text in texts if text.startswith("policy:")]
 
 
 @pytest.mark.parametrize(("page", "text"), recipes_of_the_docs())
