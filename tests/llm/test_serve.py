@@ -212,8 +212,14 @@ def test_a_server_that_dies_at_its_start_is_quoted(served: Served) -> None:
     assert str(served.log) in message
 
 
-def test_a_server_that_never_gets_ready_is_ended(served: Served) -> None:
-    message = fails(replace(served, environment={"MODE": "hangs"}, start_seconds=1.0))
+def test_a_server_that_never_gets_ready_is_told_of_and_ended(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "_NOTE_SECONDS", 0.4)
+    hanging = replace(served, environment={"MODE": "hangs"}, start_seconds=1.0)
+    notes: list[str] = []
+    with pytest.raises(ModelError):
+        asyncio.run(serve.start(hanging, notes.append))
+    assert any("small: vllm is still starting after" in note and "GET /health" in note for note in notes)
+    message = fails(hanging)
     assert "was not ready after 1 s" in message
     assert "serve_seconds" in message
 
