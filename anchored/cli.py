@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from anchored.datasets_io.writing import Layout
 from anchored.errors import AnchoredError, RecipeError
 from anchored.process import settle_environment
 from anchored.progress import Silent
@@ -66,6 +67,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 Limit = Annotated[
     int | None, typer.Option(help="Use at most N prompts, and N questions of each benchmark.", metavar="N")
 ]
+Target = Annotated[int | None, typer.Option(help="Go on until N pairs are accepted (create.target).", metavar="N")]
 Redo = Annotated[Stage | None, typer.Option(help="Do STAGE and what follows again; paid replies are kept.")]
 AnyOut = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/RECIPE if left out.")]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")]
@@ -90,19 +92,25 @@ def run(
     out: AnyOut = None,
     until: Annotated[Stage | None, typer.Option(help="Stop after this stage.")] = None,
     limit: Limit = None,
+    target: Target = None,
     redo: Redo = None,
 ) -> None:
     """All stages, from prompts to report; the same command again goes on where the last one ended."""
     stages = STAGES[: STAGES.index(until) + 1] if until else STAGES
-    _run(recipe, overrides or (), out or Path("runs") / recipe.stem, stages, limit, redo)
+    _run(recipe, _with_target(overrides, target), out or Path("runs") / recipe.stem, stages, limit, redo)
 
 
 @app.command()
 def create(
-    recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limit: Limit = None, redo: Redo = None
+    recipe: RecipePath,
+    out: OutFolder,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    target: Target = None,
+    redo: Redo = None,
 ) -> None:
     """Prompts to preference pairs."""
-    _run(recipe, overrides or (), out, ("create",), limit, redo)
+    _run(recipe, _with_target(overrides, target), out, ("create",), limit, redo)
 
 
 @app.command()
@@ -140,20 +148,56 @@ def contrast(
     from dataclasses import asdict
 
     from anchored import contrast as measure
-    from anchored.datasets_io import describe_refused, read_pairs
+    from anchored.datasets_io import Refusals, stream_pairs
     from anchored.report.tables import contrast_table
     from anchored.terminal import print_table
 
-    rows = {source: read_pairs(source, split=split) for source in data}
-    measured = {source: measure.contrast(found.pairs, tokenizer) for source, found in rows.items()}
+    refused = {source: Refusals() for source in data}
+    measured = {
+        source: measure.contrast(stream_pairs(source, found, split=split), tokenizer)
+        for source, found in refused.items()
+    }
     if as_json:
         print(json.dumps([{"data": source, **asdict(row)} for source, row in measured.items()], indent=1))
     else:
         print_table(_out, contrast_table(measured))
-        for source, found in rows.items():
-            if found.refused:
-                refused = describe_refused(source, found.refused, len(found.pairs))
-                _out.print(escape(refused), highlight=False, soft_wrap=True)
+        for source, found in refused.items():
+            if found.counts:
+                _out.print(escape(found.told(source, measured[source].pairs)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file, a folder, a run folder or a Hub id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A file that ends in .parquet, .jsonl or .jsonl.gz.")],
+    layout: Annotated[Layout, typer.Option(help="What to write; see docs/formats.md.")] = "trl",
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Which split, where the data has several.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    card: Annotated[bool, typer.Option("--card", help="Write a data set card, README.md, beside OUT.")] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Upload OUT with its card, for its owners alone.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see what is uploaded.")] = False,
+    license: Annotated[str | None, typer.Option(metavar="NAME", help="The licence that the card states.")] = None,
+) -> None:
+    """Pairs or unpaired answers from one layout to another; uploads them if asked to."""
+    from anchored.hub.repository import Repository
+    from anchored.hub.share import Publication, share
+    from anchored.terminal import Terminal
+
+    repository = Repository(push_to_hub, public) if push_to_hub else None
+    with Terminal(_out) as progress:
+        publication = Publication(repository, card, license)
+        shared = share(source, out, layout, publication, split=split, force=force, progress=progress)
+    done = shared.converted
+    told = [f"{out}: {done.written:,} rows in the layout {layout}"]
+    if done.refused.counts:
+        told += [done.refused.told(source, done.kept), *(f"  {line}" for line in done.refused.examples_told())]
+    told += [f"left out: column {name}, {why}" for name, why in done.left_out.items()]
+    told += [f"{shared.card}: its card"] if shared.card else []
+    told += [f"{shared.url}: uploaded, {'for all to see' if public else 'private'}"] if shared.url else []
+    for line in told:
+        _out.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -181,6 +225,27 @@ def plan(
         print_table(_out, table)
     for note in made.notes:
         _out.print(escape(note), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def merge_replies(
+    into: Annotated[Path, typer.Argument(metavar="INTO", help="A run folder, or its replies.sqlite.")],
+    others: Annotated[list[Path], typer.Argument(metavar="FROM...", help="Others, which stay as they are.")],
+) -> None:
+    """Add the replies of other runs or machines to a run's; what they cost is no spending of this run."""
+    from anchored.llm.replies import ReplyStore
+
+    def store(path: Path) -> Path:
+        return path if path.suffix == ".sqlite" or path.is_file() else Run(path).replies
+
+    with ReplyStore(store(into)) as kept:
+        for other in others:
+            merged = kept.merge(store(other))
+            _out.print(
+                escape(f"{store(other)}: {merged.added} replies added, {merged.known} known already"),
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 @app.command()
@@ -254,6 +319,10 @@ def _exit_code_of_the_disk(error: OSError) -> int | None:
 def _complain(text: str) -> None:
     for line in text.splitlines() or [""]:
         _err.print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def _with_target(overrides: Sequence[str] | None, target: int | None) -> list[str]:
+    return [*(overrides or ()), *([] if target is None else [f"create.target={target}"])]
 
 
 def _run(

@@ -5,9 +5,11 @@ AnchoredError                     the base: a message that names the value, wher
 ├── DataError                     a data set, a store or the disk cannot be read or written as asked
 ├── ModelError                    a model folder, a template or an endpoint cannot do what is asked
 │   └── ReplyError                one request got no usable reply: a row's outcome, never the end of a stage
+│       └── NoReply               in all attempts, for want of the endpoint: another might have answered
 ├── TrainError                    training cannot start or go on
 ├── EvaluationError               an evaluation cannot be trusted
 └── Stopped                       ended cleanly before the end; the same command goes on from here
+    └── BudgetReached             the next request might cost more than there is left to spend
 
 The command line prints the message alone and exits with `exit_code`. Messages never hold keys or request headers.
 """
@@ -37,6 +39,10 @@ class ReplyError(ModelError):
     """One request got no usable reply, after all retries; the others are unaffected."""
 
 
+class NoReply(ReplyError):
+    """All attempts at one request failed for want of the endpoint: another might have answered."""
+
+
 class TrainError(AnchoredError):
     """Training cannot start or go on."""
 
@@ -49,3 +55,7 @@ class Stopped(AnchoredError):
     """Ended cleanly before the end (endpoint down, quota or budget spent, interrupted); the same command goes on."""
 
     exit_code = 3
+
+
+class BudgetReached(Stopped):
+    """The next request might cost more than there is left to spend."""

@@ -25,7 +25,9 @@ from anchored.evaluate.questions import Questions
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
 from anchored.llm.alike import WatchedChat
 from anchored.llm.chat import Chat, Reply, Request
+from anchored.llm.endpoints import Endpoints, open_endpoints
 from anchored.llm.model_folder import model_folder
+from anchored.llm.money import Purse
 from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.replies import ReplyStore
 from anchored.llm.serve import Served, find_program
@@ -165,14 +167,17 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
     prompts = _limited_prompts(_prompts(settings), recipe.limit)
     if recipe.limit is not None:  # fewer prompts than `take` are no surprise then
         settings = settings.model_copy(update={"prompts": settings.prompts.model_copy(update={"take": None})})
-    with ReplyStore(run.replies) as store, _teacher(settings.teacher(), run, progress) as endpoint:
-        policy = store.remember(_CheckedFirst(_policy(recipe, run, progress), endpoint.check))
-        teacher = store.remember(endpoint)
-        try:
-            await create(run, settings, prompts, CreateChats(policy, teacher), progress)
-        finally:
-            await policy.close()  # first: its check of the teacher may still be under way
-            await teacher.close()
+    teacher_settings = settings.teacher()
+    with ReplyStore(run.replies) as store:
+        purse = Purse(settings.budget_usd, store.spent()) if teacher_settings.price else None
+        with _teacher(teacher_settings, purse, run, progress) as endpoint:
+            policy = store.remember(_CheckedFirst(_policy(recipe, run, progress), endpoint.check))
+            teacher = store.remember(endpoint, purse)
+            try:
+                await create(run, settings, prompts, CreateChats(policy, teacher), progress)
+            finally:
+                await policy.close()  # first: its check of the teacher may still be under way
+                await teacher.close()
 
 
 def _train(run: Run, recipe: Recipe, progress: Progress) -> None:
@@ -296,13 +301,15 @@ class _CheckedFirst:
 
 
 @contextmanager
-def _teacher(settings: EndpointSettings, run: Run, progress: Progress) -> Iterator[OpenAIChat | ServedChat]:
+def _teacher(
+    settings: EndpointSettings, purse: Purse | None, run: Run, progress: Progress
+) -> Iterator[OpenAIChat | Endpoints | ServedChat]:
     """The endpoint that the settings name, or the server that they ask to start."""
     if settings.serve is None:
-        yield OpenAIChat(settings)
+        yield open_endpoints(settings, purse=purse)
     elif settings.serve == "pocket":
         with SERVERS[settings.serve]() as server:
-            yield OpenAIChat(settings, base_url=server.base_url)
+            yield open_endpoints(settings, base_url=server.base_url, purse=purse)
     else:
         served = _served(settings.model, settings.model, settings.serve, settings, run.server_log("teacher"))
         yield ServedChat(served, settings, progress.note)

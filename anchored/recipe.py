@@ -131,9 +131,7 @@ def changes(run: Run, recipe: Recipe) -> list[Change]:
         free |= {key for key in (*old, *new) if key.startswith("evaluate.")}
     keys = [key for key in {**new, **old} if old.get(key, _MISSING) != new.get(key, _MISSING)]
     return [
-        Change(key, old.get(key, _MISSING), new.get(key, _MISSING))
-        for key in keys
-        if key not in free and f"{key.rpartition('.')[0]}.*" not in free
+        Change(key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys if free.isdisjoint(_sections(key))
     ]
 
 
@@ -241,7 +239,7 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 
 def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -253,6 +251,13 @@ def _how_only(settings: Settings, prefix: str = "") -> Iterator[str]:
         value = getattr(settings, name)
         if isinstance(value, Settings):
             yield from _how_only(value, f"{prefix}{name}.")
+
+
+def _sections(key: str) -> Iterator[str]:
+    """A dotted key and what it stands in: `a.b.c`, `a.b`, `a`."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
 
 
 def _versions() -> dict[str, str]:

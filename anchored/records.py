@@ -58,6 +58,7 @@ class Outcome(StrEnum):
     IDENTICAL = "identical"
     LENGTH_RATIO = "length_ratio"
     LEAK = "leak"
+    SURPLUS = "surplus"
     # the judge's verdict
     TIE = "tie"
     DISAGREEMENT = "disagreement"
@@ -139,3 +140,11 @@ def user_prompt(text: str, *, id: str | None = None) -> Prompt:
     """A prompt of a single user turn."""
     messages = (Message("user", text),)
     return Prompt(messages, id or prompt_id(messages))
+
+
+def as_text(prompt: Prompt) -> str:
+    """A prompt as one text: a single user turn bare, several turns as blocks with their roles."""
+    messages = prompt.messages
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)

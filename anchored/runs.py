@@ -158,7 +158,11 @@ def written_aside(path: Path) -> Iterator[Path]:
     """A path beside `path` to write a file or a folder to; it takes the place of `path` when the block succeeds."""
     aside = path.with_name(f".{path.name}.partial")
     _remove(aside)
-    yield aside
+    try:
+        yield aside
+    except BaseException:
+        _remove(aside)
+        raise
     for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
         sync(file)
     if path.is_dir():

@@ -14,4 +14,4 @@ class Settings(BaseModel):
 
     how_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that say how a thing is done, never what comes out (concurrency, time-outs): free to change in mid-run.
-    Of a field that is a mapping, `field.key` is one of its keys and `field.*` all of them."""
+    Of a field that is a mapping, `field.key` is one of its keys."""

@@ -4,10 +4,10 @@
 
 Both train the same model in float32 on the same pairs, token for token, in the same order: apo-zero, RMSProp, 16 pairs
 a step. Every run is a process of its own. TRL's best: reference computed beforehand and not timed, no gradient
-checkpointing, SDPA, and within each step its pairs sorted by length, which its own samplers do not do; whichever
-micro-batch is fastest (the two that were so in the first round go on to the others). TRL's defaults: its micro-batch of
-8, gradient checkpointing, the reference run beside the policy. The first step warms up; that both sides do the same
-work shows in their losses and logps, compared here.
+checkpointing, SDPA, and within each step its pairs sorted by length, as its own `batch_rebalance` sampler would (which
+draws other steps); whichever micro-batch is fastest (the two that were so in the first round go on to the others).
+TRL's defaults: its micro-batch of 8, gradient checkpointing, the reference run beside the policy. The first step warms
+up; that both sides do the same work shows in their losses and logps, compared here.
 """
 
 from __future__ import annotations

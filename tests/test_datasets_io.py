@@ -174,7 +174,8 @@ def test_the_assistant_may_open_a_conversation(row: dict[str, Any], tmp_path: Pa
     path = write_jsonl(tmp_path / "data.jsonl", row)
     opened = (Message("assistant", "Hello"), Message("user", "Why?"))
     assert only_pair(path).prompt.messages == opened
-    assert read_prompts(path).prompts[0].messages == opened
+    (prompt,) = read_prompts(path).prompts
+    assert prompt.messages == opened
 
 
 @pytest.mark.parametrize(
@@ -398,7 +399,7 @@ def test_a_prompt_is_read_from_every_layout(row: Any, tmp_path: Path) -> None:
 
 def test_an_instruction_and_its_input_are_one_prompt(tmp_path: Path) -> None:
     rows = read_prompts(write_jsonl(tmp_path / "data.jsonl", {"instruction": "Add.", "input": "1 2"}))
-    assert rows.prompts[0].messages == (Message("user", "Add.\n\n1 2"),)
+    assert [prompt.messages for prompt in rows.prompts] == [(Message("user", "Add.\n\n1 2"),)]
 
 
 def test_only_the_columns_of_prompts_are_read_from_parquet(tmp_path: Path) -> None:
@@ -438,8 +439,29 @@ def test_the_draw_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> No
     rows = [{"prompt": f"question {number}"} for number in range(50)]
     one = read_prompts(write_jsonl(tmp_path / "a.jsonl", *rows), take=10, held_out=5)
     other = read_prompts(write_jsonl(tmp_path / "b.jsonl", *reversed(rows)), take=10, held_out=5)
-    assert set(one.prompts) == set(other.prompts)
-    assert one.prompts == list(reversed(other.prompts)), "each in its data's order"
+    drawn = list(one.prompts)
+    assert len(drawn) == len(one.prompts) == 10
+    assert drawn == list(other.prompts)[::-1], "each in its data's order"
+    assert list(one.prompts) == drawn, "and again"
+
+
+def test_a_slice_of_the_draw_is_a_smaller_draw(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", *({"prompt": f"question {number}"} for number in range(50)))
+    rows = read_prompts(path, held_out=5, seed=3)
+    for count in (1, 7, 45):
+        assert list(rows.prompts[:count]) == list(read_prompts(path, take=count, held_out=5, seed=3).prompts)
+    first, rest = set(rows.prompts[:20]), set(rows.prompts[20:])
+    assert (len(first), len(rest), first & rest) == (20, 25, set())
+    assert list(rows.prompts[60:]) == []
+
+
+@pytest.mark.parametrize(("now", "says"), [("", "has fewer rows than when"), ('{"prompt": ""}\n' * 9, "is none now")])
+def test_a_source_that_changes_while_it_is_used_is_named(tmp_path: Path, now: str, says: str) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", *({"prompt": f"question {number}"} for number in range(9)))
+    rows = read_prompts(path)
+    path.write_text(now)
+    with pytest.raises(DataError, match=says):
+        list(rows.prompts)
 
 
 def test_the_datas_ids_are_kept_where_they_tell_prompts_apart(tmp_path: Path) -> None:

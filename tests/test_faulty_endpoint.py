@@ -123,3 +123,46 @@ def test_what_an_endpoint_said_before_it_went_down_is_not_asked_again(well_behav
     assert not before & after
     assert run.pairs.read_bytes() == well_behaved.pairs.read_bytes()
     assert run.refused.read_bytes() == well_behaved.refused.read_bytes()
+
+
+PRICED = ("create.reviser.price={input: 2, output: 10}",)
+
+
+def test_a_budget_stops_it_below_its_cap_and_a_higher_one_completes_it(well_behaved: Run, tmp_path: Path) -> None:
+    with Teacher() as teacher:
+        whole = create(tmp_path / "whole", teacher, *PRICED)
+    summary = whole.summary("create")
+    assert summary is not None
+    cost = summary["replies"]["teacher"]["spent"]["run_usd"]
+    used = summary["replies"]["teacher"]
+    assert cost == pytest.approx((used["prompt_tokens"] * 2 + used["completion_tokens"] * 10) / 1e6)
+
+    run = Run(tmp_path / "run")
+    worst = 4096 * 10 / 1e6 + 0.01
+    with Teacher() as teacher:
+        with pytest.raises(Stopped, match=r"create\.budget_usd is .* raise create\.budget_usd") as caught:
+            create(run.folder, teacher, *PRICED, f"create.budget_usd={worst + cost / 2}")
+        before = {seen.content for seen in answered(teacher)}
+    assert caught.value.exit_code == 3
+    assert 0 < len(before) < 28
+    with Teacher() as teacher:
+        create(run.folder, teacher, *PRICED, f"create.budget_usd={worst + cost}")
+        assert not before & {seen.content for seen in answered(teacher)}
+    assert run.pairs.read_bytes() == well_behaved.pairs.read_bytes()
+    summary = run.summary("create")
+    assert summary is not None
+    spent = summary["replies"]["teacher"]["spent"]
+    assert spent["run_usd"] == pytest.approx(cost)
+    assert 0 < spent["process_usd"] < cost
+    assert_no_secret(tmp_path)
+
+
+def test_prices_rates_and_addresses_may_change_in_mid_run(tmp_path: Path) -> None:
+    impatient = ("create.reviser.retries=0", "create.reviser.stop_after_failures=2")
+    with Teacher(Faults(down_after=7)) as teacher, pytest.raises(Stopped):
+        create(tmp_path / "run", teacher, *PRICED, "create.budget_usd=100", *impatient)
+    with Teacher() as teacher, Teacher() as other:
+        more = f"create.reviser.more_endpoints=[{{base_url: '{other.base_url}', key_env: null}}]"
+        create(tmp_path / "run", teacher, more, "create.reviser.requests_per_minute=60000")
+        assert answered(teacher)
+        assert answered(other)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 
 from anchored.create.desk import Desk
 from anchored.create.replies import Problem, beginning, is_refusal
-from anchored.llm.prompt_files import as_text
-from anchored.records import Outcome, Pair, Prompt
+from anchored.records import Outcome, Pair, Prompt, as_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,9 @@ from dataclasses import replace
 from typing import Literal
 
 from anchored import contrast
-from anchored.create.leak import find_leak
 from anchored.create.settings import LengthRatio
-from anchored.llm.prompt_files import as_text
-from anchored.records import Outcome, Pair
+from anchored.leak import find_leak
+from anchored.records import Outcome, Pair, as_text
 
 
 def filtered(pair: Pair, filters: Sequence[LengthRatio | Literal["leak"]]) -> Pair:

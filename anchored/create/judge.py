@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 
 from anchored.create.desk import Desk
 from anchored.create.replies import Problem, Usable, beginning, is_refusal
-from anchored.llm.prompt_files import as_text
 from anchored.llm.verdict import read_verdict
-from anchored.records import Outcome, Pair, Prompt, content_hash
+from anchored.records import Outcome, Pair, Prompt, as_text, content_hash
 
 
 @dataclass(frozen=True, slots=True)

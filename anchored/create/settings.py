@@ -109,10 +109,15 @@ CLAIR_FILTERS: tuple[Filter, ...] = ("length_ratio", "leak")
 class CreateSettings(Settings):
     """The `create:` section: how pairs are made from prompts."""
 
+    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd"})
+
     method: Literal["clair", "judge-on-policy", "stronger-preferred"] = "clair"
     """clair: the teacher minimally revises the policy's answer; judge-on-policy: it picks the better of two of them;
     stronger-preferred: its own answer wins."""
     prompts: PromptSettings = PromptSettings()
+    target: int | None = Field(default=None, ge=1)
+    """Go on through the prompts, in the order of their draw, until so many pairs are accepted; null: try every prompt.
+    Pairs beyond them are refused as surplus, and cost nothing when the target is raised."""
     sample: SampleSettings = SampleSettings()
     """How the policy answers."""
     reviser: ReviserSettings = ReviserSettings()
@@ -120,6 +125,18 @@ class CreateSettings(Settings):
     stronger: StrongerSettings = StrongerSettings()
     filters: tuple[Filter, ...] | None = None
     """Which pairs are refused: length_ratio, leak. null: both for clair, none for the others."""
+    budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most money for the replies of this run, in USD, what earlier processes spent included; null: no limit. Needs the
+    teacher's price."""
+
+    @model_validator(mode="after")
+    def _budget_has_a_price(self) -> CreateSettings:
+        if self.budget_usd is not None and self.teacher().price is None:
+            raise ValueError(
+                f"budget_usd is {self.budget_usd:g}, but what {self.teacher().model} costs is not known; give the "
+                f"teacher of {self.method} its price: {{input: ..., output: ...}}, in USD per million tokens"
+            )
+        return self
 
     def teacher(self) -> ReviserSettings | JudgeSettings | StrongerSettings:
         """The endpoint that the method asks."""

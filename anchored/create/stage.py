@@ -6,23 +6,25 @@ store, so a run that was cut short, or has another parser or filter now, asks no
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from anchored import contrast
 from anchored.create.clair import clair
 from anchored.create.desk import CreateChats, Desk, Used
 from anchored.create.filters import filtered
 from anchored.create.judge import judge_on_policy
+from anchored.create.row_file import RowFile
 from anchored.create.settings import CreateSettings
 from anchored.create.stronger import stronger_preferred
-from anchored.datasets_io import PromptRows, write_pairs
+from anchored.datasets_io import PairWriter, PromptRows, Prompts
 from anchored.errors import DataError
-from anchored.llm.ask import work_through
+from anchored.llm.ask import work_in_order
 from anchored.llm.replies import Remembered
 from anchored.progress import Progress
 from anchored.records import Outcome, Pair, Prompt
@@ -62,28 +64,36 @@ class CreateSummary:
 async def create(
     run: Run, settings: CreateSettings, prompts: PromptRows, chats: CreateChats, progress: Progress
 ) -> CreateSummary:
-    """Make a row of every prompt and write them; what Stopped or ModelError cut short goes on with the same call."""
+    """Make a row of every prompt and write them; what Stopped or ModelError cut short goes on with the same call.
+
+    Rows are written as they come, in the order of the prompts, so their number does not matter to memory.
+    """
     started = time.perf_counter()
     desk = Desk(settings, chats)
     _note_what_is_missing(settings, prompts, progress)
-    rows = await _rows(desk, [*prompts.prompts, *prompts.held_out], progress)
-    training, held_out = rows[: len(prompts.prompts)], rows[len(prompts.prompts) :]
-    # the refused first: they say why, should there be no pair
-    _write_refused(run.refused, {"training": training, "held_out": held_out, "data": prompts.refused})
-    _note_what_failed(rows, progress)
-    pairs, held_out_pairs = _accepted(training), _accepted(held_out)
-    if not pairs:
+    with PairWriter(run.refused, extra={"set": str}) as refused:
+        for row in prompts.refused:
+            refused.write([row], {"set": ["data"]})
+        training = RowFile("training", run.pairs, refused, settings.target)
+        held_out = RowFile("held_out", run.held_out, refused)
+        # without a pair the refused rows alone are written: they say why
+        with suppress(_NoPair), training, held_out:
+            await _make(desk, prompts, training, held_out, progress)
+            if not training.pairs:
+                raise _NoPair
+    _note_what_failed((training, held_out), progress)
+    if not training.pairs:
         raise DataError(_no_pairs(run.refused, training))
-    _write_pairs(run.pairs, pairs)
-    _write_pairs(run.held_out, held_out_pairs)
+    if settings.target is not None and training.pairs < settings.target:
+        progress.note(f"create: {training.pairs} pairs of all {len(prompts.prompts)} prompts, not {settings.target}")
     summary = CreateSummary(
         method=settings.method,
-        pairs=len(pairs),
-        held_out=len(held_out_pairs),
+        pairs=training.pairs,
+        held_out=held_out.pairs,
         outcomes=_by_outcome(training),
         held_out_outcomes=_by_outcome(held_out),
         prompts_refused=len(prompts.refused),
-        contrast=asdict(contrast.contrast(pairs)),
+        contrast=asdict(training.contrast()),
         replies={"policy": _about(chats.policy, desk.policy), "teacher": _about(chats.teacher, desk.teacher)},
         seconds=time.perf_counter() - started,
     )
@@ -91,25 +101,61 @@ async def create(
     return summary
 
 
-async def _rows(desk: Desk, prompts: Sequence[Prompt], progress: Progress) -> list[Pair]:
+class _NoPair(Exception):
+    """No row of the training prompts was accepted."""
+
+
+async def _make(desk: Desk, prompts: PromptRows, training: RowFile, held_out: RowFile, progress: Progress) -> None:
     """A row of each prompt, in their order: the teacher works while the policy still samples.
 
     What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
     """
-    make, filters = METHODS[desk.settings.method], desk.settings.active_filters()
+    target = training.target
     outcomes: Counter[str] = Counter()
+    progress.start(_TASK, (target or len(prompts.prompts)) + len(prompts.held_out))
+    try:
+        tried = 0
+        while tried < len(prompts.prompts) and (target is None or training.pairs < target):
+            more = len(prompts.prompts) if target is None else _round(target, training.pairs, tried)
+            counted = None if target is None else Outcome.OK
+            await _rows(desk, prompts.prompts[tried : tried + more], training, _Counter(progress, outcomes, counted))
+            tried += more
+        await _rows(desk, prompts.held_out, held_out, _Counter(progress, outcomes))
+    finally:
+        progress.finish(_TASK)
+
+
+def _round(target: int, pairs: int, tried: int) -> int:
+    """How many prompts to try next, given what came of those tried: as many as should be enough, and no more."""
+    missing = target - pairs
+    if not pairs:
+        return tried or missing
+    return math.ceil(missing * tried / pairs)
+
+
+async def _rows(desk: Desk, prompts: Prompts, file: RowFile, counter: _Counter) -> None:
+    make, filters = METHODS[desk.settings.method], desk.settings.active_filters()
 
     async def row(_: int, prompt: Prompt) -> Pair:
         pair = filtered(await make(prompt, desk), filters)
-        outcomes[pair.outcome] += 1
-        progress.advance(_TASK, **outcomes)
+        counter.count(pair.outcome)
         return pair
 
-    progress.start(_TASK, len(prompts))
-    try:
-        return await work_through(prompts, row)
-    finally:
-        progress.finish(_TASK)
+    await work_in_order(prompts, row, file.put)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """Tells how many rows are through."""
+
+    progress: Progress
+    outcomes: Counter[str]
+    counted: Outcome | None = None
+    """Only rows with this outcome are steps; None: all are."""
+
+    def count(self, outcome: Outcome) -> None:
+        self.outcomes[outcome] += 1
+        self.progress.advance(_TASK, int(self.counted in (None, outcome)), **self.outcomes)
 
 
 def _note_what_is_missing(settings: CreateSettings, prompts: PromptRows, progress: Progress) -> None:
@@ -121,36 +167,23 @@ def _note_what_is_missing(settings: CreateSettings, prompts: PromptRows, progres
         progress.note(f"create: {len(prompts.refused)} rows of the data hold no prompt; the first: {first}")
 
 
-def _note_what_failed(rows: Sequence[Pair], progress: Progress) -> None:
-    failed = [row for row in rows if row.outcome is Outcome.ENDPOINT_ERROR]
+def _note_what_failed(files: Sequence[RowFile], progress: Progress) -> None:
+    failed = sum(file.outcomes[Outcome.ENDPOINT_ERROR] for file in files)
     if failed:
+        first = next(file.details[Outcome.ENDPOINT_ERROR] for file in files if file.outcomes[Outcome.ENDPOINT_ERROR])
         progress.note(
-            f"create: {len(failed)} rows got no reply (the first: {failed[0].detail}); "
+            f"create: {failed} rows got no reply (the first: {first}); "
             "--redo create asks for these again and for nothing else"
         )
 
 
-def _accepted(rows: Iterable[Pair]) -> list[Pair]:
-    return [row for row in rows if row.outcome is Outcome.OK]
-
-
-def _by_outcome(rows: Iterable[Pair]) -> dict[str, int]:
-    return {str(outcome): count for outcome, count in Counter(row.outcome for row in rows).most_common()}
-
-
-def _write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
-    each = contrast.contrasts(pairs)
-    columns = ("jaccard", "levenshtein", "length_ratio")
-    write_pairs(path, pairs, {name: [getattr(one, name) for one in each] for name in columns})
-
-
-def _write_refused(path: Path, sets: Mapping[str, Sequence[Pair]]) -> None:
-    refused = [(name, row) for name, rows in sets.items() for row in rows if row.outcome is not Outcome.OK]
-    write_pairs(path, [row for _, row in refused], {"set": [name for name, _ in refused]})
+def _by_outcome(file: RowFile) -> dict[str, int]:
+    return {str(outcome): count for outcome, count in file.outcomes.most_common()}
 
 
 def _about(chat: Remembered, used: Used) -> dict[str, Any]:
-    return {"model": chat.name, **asdict(used), "asked": chat.asked, "from_store": chat.hits}
+    spent = {"spent": asdict(chat.purse.spent())} if chat.purse else {}
+    return {"model": chat.name, **asdict(used), "asked": chat.asked, "from_store": chat.hits, **spent}
 
 
 _ADVICE = {
@@ -165,14 +198,14 @@ _ADVICE = {
 }
 
 
-def _no_pairs(refused: Path, rows: Sequence[Pair]) -> str:
-    if not rows:
+def _no_pairs(refused: Path, training: RowFile) -> str:
+    if not training.outcomes:
         return "create: there are no prompts to make pairs of; see create.prompts"
-    counts = Counter(row.outcome for row in rows).most_common()
+    counts = training.outcomes.most_common()
     outcome = counts[0][0]
-    first = next(row.detail for row in rows if row.outcome is outcome)
     advice = _ADVICE.get(outcome, "compare the texts")
     return (
-        f"create: none of {len(rows)} prompts became a pair ({', '.join(f'{count} {name}' for name, count in counts)})"
-        f"; {advice}; {refused} holds every row, the first {outcome}: {first}"
+        f"create: none of {training.outcomes.total()} prompts became a pair "
+        f"({', '.join(f'{count} {name}' for name, count in counts)}); {advice}; {refused} holds every row, "
+        f"the first {outcome}: {training.details[outcome]}"
     )

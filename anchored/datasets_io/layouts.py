@@ -13,7 +13,7 @@ A row that would double a turn, lacks an answer or has the same answer twice rai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +42,8 @@ _SYSTEMS = ("system", "system_prompt")
 _IDS = ("id", "prompt_id")
 READ_FOR_PROMPTS = frozenset({*_PROMPTS, *_SYSTEMS, *_IDS, "input", "messages", "chosen"})
 """The columns that `prompt` looks at."""
+READ = READ_FOR_PROMPTS | {"rejected", "completions", "completion", "label"}
+"""The columns that hold the conversation, in one layout or another, and the row's name."""
 
 
 def pair(columns: Columns) -> Pair:
@@ -67,6 +69,14 @@ def labelled(columns: Columns) -> LabelledAnswer:
         raise malformed("nothing says whether the completion is desirable; give it a label of true or false")
     row = Prompt(before, own_id(columns) or prompt_id(before))
     return LabelledAnswer(row, Answer(said[-1].content, note(columns, "model")), truth(columns["label"], "label"))
+
+
+def scores(columns: Columns) -> tuple[float | None, float | None]:
+    """What the chosen and the rejected answer were scored with, where the row says so."""
+    if "completions" in columns:
+        scored = _scored(records(columns["completions"], "completions"))
+        return (scored[-1][0], scored[0][0]) if scored else (None, None)
+    return number(columns.get("score_chosen")), number(columns.get("score_rejected"))
 
 
 def prompt(columns: Columns) -> Prompt:
@@ -129,6 +139,8 @@ def _conversation(columns: Columns, name: str) -> Turns:
     """The prompt's turns and then the answer in column `name`, however the two are spread over the columns."""
     side = _as_turns(turns(columns[name], name), "assistant")
     before = _prompt_cell(columns)
+    if isinstance(before, tuple) and (asked := _asked(columns)) and Message("user", asked) in side:
+        before = asked  # somebody asked about what looks like turns
     if not side:
         raise Refused(Outcome.NO_ASSISTANT_TURN, f"{name} is an empty list")
     if isinstance(before, tuple) and before and (side[0].role != "assistant" or side[: len(before)] == before):
@@ -142,6 +154,11 @@ def _conversation(columns: Columns, name: str) -> Turns:
     return _with_system(columns, side)
 
 
+def _asked(columns: Columns) -> str:
+    """The prompt's cell where it is a string, whatever that looks like."""
+    return next((note(columns, name) for name in _PROMPTS if not missing(columns.get(name))), "")
+
+
 def _is_whole(said: Turns, before: str | None) -> bool:
     """Whether turns are a whole conversation, which the assistant may open, not what answers the string `before`."""
     return said[0].role != "assistant" or (len(said) > 1 and (before is None or Message("user", before) in said))
@@ -150,19 +167,24 @@ def _is_whole(said: Turns, before: str | None) -> bool:
 def _best_against_worst(columns: Columns) -> Pair:
     """UltraFeedback's own layout: the completion with the highest `overall_score` against the one with the lowest."""
     completions = records(columns["completions"], "completions")
-    scores = [number(completion.get("overall_score")) for completion in completions]
-    scored = sorted((score, index) for index, score in enumerate(scores) if score is not None)
+    scored = _scored(completions)
     if len(scored) < 2:
         raise malformed(f"{len(scored)} of its {len(completions)} completions have an overall_score; a pair needs two")
     (low, worst), (high, _) = scored[0], scored[-1]
     if low == high:
         raise Refused(Outcome.TIE, f"all {len(scored)} completions have the overall_score {high:g}")
-    best = scores.index(high)
+    best = next(index for score, index in scored if score == high)
     rejected, chosen = (
         Answer(text(completions[index].get("response"), "response"), note(completions[index], "model"))
         for index in (worst, best)
     )
     return Pair(prompt(columns), chosen, rejected, method="judge-off-policy")
+
+
+def _scored(completions: Sequence[Columns]) -> list[tuple[float, int]]:
+    """The `overall_score` and the place of each completion that has one, the lowest first."""
+    found = [(number(completion.get("overall_score")), index) for index, completion in enumerate(completions)]
+    return sorted((score, index) for score, index in found if score is not None)
 
 
 def _check_answers(found: Pair) -> None:

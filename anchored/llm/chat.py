@@ -32,6 +32,9 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    """Those of thinking count."""
+    cached_tokens: int = 0
+    """Of the prompt's tokens, those that the endpoint had kept from before."""
 
 
 @dataclass(frozen=True, slots=True)

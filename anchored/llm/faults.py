@@ -29,6 +29,8 @@ Follows = Literal[
 ]
 
 TIMEOUT_RETRIES = 2
+# of gateways that gave up on a model which may have answered
+GAVE_UP = {502, 504, 520, 524}
 
 PARAMETERS = ("max_tokens", "temperature", "top_p", "seed")
 UNSUPPORTED = re.compile(
@@ -57,6 +59,11 @@ class Fault:
     parameter: str = ""
     most_retries: int = sys.maxsize
     """No more than these, even if the settings allow them."""
+
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether the model may have done its work all the same: no error of the endpoint's own says otherwise."""
+        return self.follows == "again" and (self.status is None or self.status in GAVE_UP)
 
 
 def fault_of_status(status: int, headers: Mapping[str, str], body: Any) -> Fault:

@@ -1,7 +1,8 @@
-"""The gate before an endpoint: how many requests are in flight, and whether any may go now.
+"""The gate before an endpoint: how many requests are in flight, how fast they follow, and whether any may go now.
 
 The limit shrinks when the endpoint says "too many" and grows back with each reply (additive increase, multiplicative
-decrease); a pause holds everyone. First come, first served. Bound to one event loop; knows nothing of HTTP.
+decrease); a pause holds everyone; requests and tokens per minute keep their pace (`rates`). First come, first served.
+Bound to one event loop; knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from anchored.llm.rates import Pace, Quotas
 
 SHRINK = 0.7
 
@@ -17,15 +21,16 @@ SHRINK = 0.7
 class Slot:
     """One request's right to be in flight."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, tokens: float = 0) -> None:
         self.held = False
         self.entered = 0.0
         """The loop's time when it was given."""
         self._gate = gate
+        self._tokens = tokens
 
     async def take(self, *, first: bool = False) -> None:
         """Wait in line."""
-        place = self._gate.join(first=first)
+        place = self._gate.join(self._tokens, first=first)
         if self.held:  # given up only now: nobody slips in before
             self.held = False
             self._gate.leave()
@@ -42,23 +47,42 @@ class Slot:
         """Go again as soon as anyone may: what is being tried comes before what was never sent."""
         await self.take(first=True)
 
+    def used(self, tokens: float) -> None:
+        """So many tokens it took in the end."""
+        self._gate.tokens.give_back(self._tokens - tokens)
+
+
+class _Place(NamedTuple):
+    """One who waits."""
+
+    given: asyncio.Future[None]
+    tokens: float
+
 
 class Gate:
-    """Lets requests through, at most `limit` at once."""
+    """Lets requests through, at most `most` at once and at the pace of `requests` and `tokens`."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, requests: Pace | None = None, tokens: Pace | None = None) -> None:
         self.limit = float(most)
         self.in_flight = 0
+        self.requests = requests or Pace()
+        self.tokens = tokens or Pace()
         self._most = most
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[_Place] = deque()
         self._closed_until = 0.0
         self._shrunk_at = 0.0
         self._open_for_good = False
+        self._alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def room(self) -> float:
+        """How many may be in flight; 0 while a pause holds everyone."""
+        return 0.0 if self._closed_until else self.limit
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[Slot]:
-        """Wait for a place, and hold it for the block."""
-        slot = Slot(self)
+    async def slot(self, tokens: float = 0) -> AsyncIterator[Slot]:
+        """Wait for a place for a request of about so many tokens, and hold it for the block."""
+        slot = Slot(self, tokens)
         await slot.take()
         try:
             yield slot
@@ -80,6 +104,13 @@ class Gate:
             self.limit = max(1.0, self.limit * SHRINK)
             self._shrunk_at = asyncio.get_running_loop().time()
 
+    def heard(self, quotas: Quotas, sent: float) -> None:
+        """What the response to a request that was sent then, by the loop's time, says of its quotas."""
+        if quotas.requests:
+            self.requests.heard(quotas.requests, sent)
+        if quotas.tokens:
+            self.tokens.heard(quotas.tokens, sent)
+
     def pause(self, seconds: float) -> None:
         """Let nobody through for so long."""
         loop = asyncio.get_running_loop()
@@ -93,15 +124,15 @@ class Gate:
         self._open_for_good = True
         self._wake()
 
-    def join(self, *, first: bool = False) -> asyncio.Future[None]:
+    def join(self, tokens: float = 0, *, first: bool = False) -> asyncio.Future[None]:
         """A place in the line; done when the slot is given."""
-        place = asyncio.get_running_loop().create_future()
+        place = _Place(asyncio.get_running_loop().create_future(), tokens)
         if first:
             self._waiting.appendleft(place)
         else:
             self._waiting.append(place)
         self._wake()
-        return place
+        return place.given
 
     def leave(self) -> None:
         """Give a slot back."""
@@ -110,13 +141,38 @@ class Gate:
 
     def _wake(self) -> None:
         while self._waiting and self._free():
-            place = self._waiting.popleft()
-            if not place.done():
-                self.in_flight += 1
-                place.set_result(None)
+            place = self._waiting[0]
+            if not place.given.done() and not self._is_due():
+                return
+            self._waiting.popleft()
+            if not place.given.done():
+                self._let_through(place)
+
+    def _let_through(self, place: _Place) -> None:
+        now = asyncio.get_running_loop().time()
+        self.requests.take(1, now)
+        self.tokens.take(place.tokens, now)
+        self.in_flight += 1
+        place.given.set_result(None)
 
     def _free(self) -> bool:
         return self._open_for_good or (not self._closed_until and self.in_flight < int(self.limit))
+
+    def _is_due(self) -> bool:
+        """Whether the paces let the next one go; if not, an alarm is set for when they do."""
+        due = max(self.requests.due(), self.tokens.due())
+        loop = asyncio.get_running_loop()
+        if self._open_for_good or due <= loop.time():
+            return True
+        if self._alarm is None or self._alarm.when() > due:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = loop.call_at(due, self._ring)
+        return False
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._wake()
 
     def _end_pause(self, until: float) -> None:
         if until == self._closed_until:  # else a longer pause came

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible endpoint: bounded concurrency, retries, rate limits, and clean stops.
+"""A model behind an OpenAI-compatible endpoint: bounded concurrency and rate, retries, money, and clean stops.
 
 Requests go out, `Reply`s come in; what is remembered is not here (`replies`). The `openai` SDK carries the HTTP; its
 own retries are off, since they would hide attempts. Once the endpoint proved useless (wrong key, no money, down), every
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import random
@@ -16,16 +17,21 @@ import re
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
-from anchored.errors import AnchoredError, ModelError, ReplyError, Stopped
+from anchored.errors import AnchoredError, BudgetReached, ModelError, NoReply, ReplyError, Stopped
 from anchored.llm.chat import Reply, Request
 from anchored.llm.faults import Fault, fault_of_exception
 from anchored.llm.limits import Gate, Slot
+from anchored.llm.money import Purse, cost, worst_case
+from anchored.llm.rates import Pace, TokenGuess, read_quotas
 from anchored.llm.responses import read_reply
 from anchored.llm.settings import EndpointSettings, is_loopback
 from anchored.records import content_hash
+
+if TYPE_CHECKING:
+    from openai import HttpxBinaryResponseContent
 
 LONGEST_BACKOFF = 60.0
 CONNECT_SECONDS = 30.0
@@ -48,9 +54,10 @@ class OpenAIChat:
     """Answers from an endpoint (`base_url` overrides the settings': a server that was started for this stage).
 
     The fingerprint is the model's name alone: the same model at another address, port or proxy is not paid for again.
+    What attempts cost by the settings' price is taken out of `purse`.
     """
 
-    def __init__(self, settings: EndpointSettings, *, base_url: str | None = None) -> None:
+    def __init__(self, settings: EndpointSettings, *, base_url: str | None = None, purse: Purse | None = None) -> None:
         import openai
 
         self.name = settings.model
@@ -59,7 +66,9 @@ class OpenAIChat:
             self.fingerprint += f" {content_hash(settings.extra_body)}"
         self.base_url = (base_url or settings.base_url).rstrip("/")
         self._settings = settings
-        self._gate = Gate(settings.concurrency)
+        self._purse = purse
+        self._gate = Gate(settings.concurrency, Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute))
+        self._guess = TokenGuess()
         self._refused: set[str] = set()
         self._reached = False
         self._failed_in_a_row = 0
@@ -74,15 +83,22 @@ class OpenAIChat:
             # a proxy of the environment cannot reach a server on this machine
             http_client=openai.DefaultAioHttpClient(trust_env=not is_loopback(self.base_url)),
         )
+        # the response itself, for its headers
+        self._whole = openai.HttpxBinaryResponseContent
         self._options = openai.RequestOptions()
         if self._client.api_key == NO_KEY:
             self._options["headers"] = {"Authorization": openai.Omit()}
+
+    @property
+    def room(self) -> float:
+        """How many requests it takes at a time; 0 while it takes none."""
+        return self._gate.room
 
     async def check(self) -> None:
         """A ModelError now, instead of after hours of other work, if nothing answers or the key is refused. Free."""
         tries = _Tries()
         while True:
-            call = self._client.get("/models", cast_to=object, options=self._options)
+            call = self._client.get("/models", cast_to=self._whole, options=self._options)
             seen = await self._attempt(call, CONNECT_SECONDS)
             if isinstance(seen, Fault) and seen.status in (401, 403):
                 self._end(ModelError, self._why_refused(seen))
@@ -94,13 +110,14 @@ class OpenAIChat:
     async def reply(self, request: Request) -> Reply:
         tries = _Tries()
         # the slot is kept while waiting to try again: if the endpoint is down, few requests find it out
-        async with self._gate.slot() as slot:
+        characters = sum(len(message.content) for message in request.messages)
+        async with self._gate.slot(self._guess.tokens(characters, request.max_tokens)) as slot:
             while True:
                 self._raise_if_over()
                 body = self._body(request)
                 answer = await self._ask(request, body)
                 if isinstance(answer, Reply):
-                    self._note_success()
+                    self._note_success(answer, characters, slot)
                     return answer
                 delay = self._delay_after(answer, body, tries, slot)
                 with contextlib.suppress(TimeoutError):
@@ -137,29 +154,60 @@ class OpenAIChat:
         return {name: value for name, value in body.items() if name not in self._refused} | self._settings.extra_body
 
     async def _ask(self, request: Request, body: dict[str, Any]) -> Reply | Fault:
+        """One attempt, its worst case set aside in the purse until it is known what it cost."""
+        price = self._settings.price
+        if self._purse is None or price is None:
+            return await self._send(request, body)
+        try:
+            async with self._purse.reserved(self.name, worst_case(price, body)) as reservation:
+                if self._over:
+                    reservation.release()
+                    self._raise_if_over()
+                answer = await self._send(request, body)
+                if isinstance(answer, Reply):
+                    reservation.settle(cost(price, self.name, body, answer))
+                elif not answer.may_be_billed:
+                    reservation.release()
+                return answer
+        except BudgetReached as error:
+            self._end(BudgetReached, str(error))
+
+    async def _send(self, request: Request, body: dict[str, Any]) -> Reply | Fault:
         started = time.perf_counter()
-        call = self._client.post("/chat/completions", cast_to=object, body=body, options=self._options)
+        call = self._client.post("/chat/completions", cast_to=self._whole, body=body, options=self._options)
         payload = await self._attempt(call, self._settings.timeout_seconds)
         if isinstance(payload, Fault):
             return payload
         answer = read_reply(payload, self.name, request.max_tokens, time.perf_counter() - started)
         return self._redacted(answer) if isinstance(answer, Fault) else answer
 
-    async def _attempt(self, call: Awaitable[object], seconds: float) -> object:
-        """What came back, or the Fault. Exceptions end here, so that none with the headers in it is ever raised on."""
+    async def _attempt(self, call: Awaitable[HttpxBinaryResponseContent], seconds: float) -> object:
+        """The JSON that came back, or the Fault.
+
+        Exceptions end here, so that none with the headers in it is ever raised on.
+        """
         import aiohttp
         import openai
 
+        sent = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(seconds):
-                return await call
+                response = (await call).response
+            self._gate.heard(read_quotas(response.headers), sent)
+            return json.loads(response.content)
         except (openai.OpenAIError, aiohttp.ClientError, OSError, ValueError) as error:
+            if isinstance(error, openai.APIStatusError):
+                self._gate.heard(read_quotas(error.response.headers), sent)
             return self._redacted(fault_of_exception(error))
 
-    def _note_success(self) -> None:
+    def _note_success(self, reply: Reply, characters: int, slot: Slot) -> None:
         self._reached = True
         self._failed_in_a_row = 0
         self._throttled_since = None
+        tokens = reply.usage.prompt_tokens + reply.usage.completion_tokens
+        if tokens:
+            slot.used(tokens)
+            self._guess.learn(characters, reply.usage.prompt_tokens, reply.usage.completion_tokens)
         self._gate.replied()
 
     def _delay_after(self, fault: Fault, body: dict[str, Any], tries: _Tries, slot: Slot) -> float:
@@ -195,7 +243,7 @@ class OpenAIChat:
                 "the same command goes on when it takes requests again",
             )
         if tries.throttled > MOST_THROTTLES:
-            raise ReplyError(f"{self._where()} refused the request {tries.throttled} times ({fault.reason})")
+            self._no_reply(f"{self._where()} refused the request {tries.throttled} times ({fault.reason})", fault)
         self._gate.too_many(slot)
         self._gate.pause(pause)
 
@@ -219,6 +267,10 @@ class OpenAIChat:
             )
         if fault.follows == "unreachable":
             self._end(Stopped, f"{self._where()} is down ({fault.reason}); the same command goes on when it is back")
+        self._no_reply(f"{self._where()} gave no usable reply in {tries.failed} attempts (last: {fault.reason})", fault)
+
+    def _no_reply(self, message: str, fault: Fault) -> NoReturn:
+        """This request got none; many such in a row, and the endpoint is down."""
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= self._settings.stop_after_failures:
             self._end(
@@ -226,7 +278,7 @@ class OpenAIChat:
                 f"{self._where()} is down: {self._failed_in_a_row} requests in a row got no reply, each in several "
                 f"attempts (last: {fault.reason}); the same command goes on when it is back",
             )
-        raise ReplyError(f"{self._where()} gave no usable reply in {tries.failed} attempts (last: {fault.reason})")
+        raise NoReply(message)
 
     def _leave_out(self, fault: Fault) -> None:
         if fault.parameter not in self._refused:

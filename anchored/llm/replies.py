@@ -1,8 +1,9 @@
-"""The store of replies: what was paid for once is never paid for again.
+"""The store of replies: what was paid for once is never paid for again, and what was paid is known.
 
 One SQLite file per run; one row per reply, keyed by the content of its request, in JSON columns that any tool reads
 (`sqlite3 replies.sqlite "select json_extract(reply, '$.text') from replies"`). A reply is on the disk before anyone
-gets it. Several processes may share the file, on a disk of this machine: SQLite's log does not work on network disks.
+gets it, and with it what was spent until then. Several processes may share the file, on a disk of this machine:
+SQLite's log does not work on network disks. Stores of several machines are merged (`ReplyStore.merge`).
 """
 
 from __future__ import annotations
@@ -20,14 +21,24 @@ from pathlib import Path
 
 from anchored.errors import DataError
 from anchored.llm.chat import Chat, Reply, Request, Usage
-from anchored.records import content_hash
+from anchored.llm.money import Purse, Spending
+from anchored.records import Message, content_hash
 from anchored.runs import one_line
 
-VERSION = 1
-TABLE = (
+VERSION = 2
+REPLIES = (
     "create table replies (key text primary key, model text not null, request text not null, reply text not null, "
     "raw text not null, created text not null)"
 )
+# what version 2 added; older stores get it when they are opened
+SPENDING = "create table spending (model text not null, usd real not null, basis text not null, created text not null)"
+OPEN_ENDED = (
+    "alter table replies add column open_key text",
+    "alter table replies add column max_tokens integer",
+    "update replies set open_key = open_key(model, request), max_tokens = json_extract(request, '$.max_tokens')",
+    "create index replies_open_key on replies (open_key)",
+)
+COLUMNS = "key, model, request, reply, raw, created, open_key, max_tokens"
 OTHER_PROCESS_SECONDS = 60.0
 
 
@@ -40,8 +51,17 @@ class Entry:
     reply: Reply
 
 
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What came of another store."""
+
+    added: int
+    known: int
+    """Replies to requests that had one here already."""
+
+
 class ReplyStore:
-    """Replies by key, in a file that is made when it is missing."""
+    """Replies by request, in a file that is made when it is missing."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -63,15 +83,78 @@ class ReplyStore:
         found = self._select("reply", key)
         return _reply(found[0]) if found else None
 
-    def put(self, entries: Sequence[Entry]) -> None:
-        """Keep replies, all of them or none; they are on the disk when this returns. The first of a key stays."""
-        rows = [_row(entry) for entry in entries]
-        with self._writing, self._named_errors(), self._transaction():
-            self._writer.executemany("insert into replies values (?, ?, ?, ?, ?, ?) on conflict do nothing", rows)
+    def find(self, fingerprint: str, request: Request) -> Reply | None:
+        """The reply to a request, without `raw`: its own, or one to the same with another `max_tokens`.
 
-    def remember(self, chat: Chat) -> Remembered:
-        """The same chat, which asks only what is not in the store."""
-        return Remembered(self, chat)
+        A text that ended by itself is the same under every limit that it does not reach, for a model does not know its
+        limit. So raising `max_tokens` asks again only what was cut. Not so a text that was cut, one that is longer than
+        the limit now, or one of unknown length where the limit is lower now. Where several would do, the one with the
+        highest limit is given.
+        """
+        if own := self.get_without_raw(request_key(fingerprint, request)):
+            return own
+        with self._named_errors():
+            found = self._reader.execute(
+                "select max_tokens, reply from replies where open_key = ? order by max_tokens desc, rowid",
+                (_open_key(fingerprint, request),),
+            ).fetchall()
+        for max_tokens, text in found:
+            reply = _reply(text)
+            if reply.finish_reason == "stop" and (
+                max_tokens <= request.max_tokens or 0 < reply.usage.completion_tokens < request.max_tokens
+            ):
+                return reply
+        return None
+
+    def put(self, entries: Sequence[Entry], spendings: Sequence[Spending] = ()) -> None:
+        """Keep replies and what was spent, all or none; they are on the disk when this returns.
+
+        The first reply to a request stays.
+        """
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        rows = [_row(entry, now) for entry in entries]
+        spent = [(spending.model, spending.usd, spending.basis, now) for spending in spendings]
+        with self._writing, self._named_errors(), self._transaction():
+            self._writer.executemany(
+                f"insert into replies ({COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing", rows
+            )
+            self._writer.executemany("insert into spending values (?, ?, ?, ?)", spent)
+
+    def spent(self) -> list[Spending]:
+        """What was spent on this store's own requests, summed up by model and basis."""
+        with self._named_errors():
+            sums = self._reader.execute("select model, sum(usd), basis from spending group by model, basis")
+            return [Spending(*row) for row in sums]
+
+    def merge(self, path: str | Path) -> Merged:
+        """Add the replies of another store, which stays as it is; the first reply to a request stays.
+
+        What they cost was spent elsewhere, and is no spending of this store's run.
+        """
+        other = Path(path)
+        if not other.is_file():
+            raise DataError(f"{other}: there is no store of replies to merge")
+        if other.samefile(self.path):
+            raise DataError(f"{other}: is the store itself; name another to merge into it")
+        with self._writing, self._named_errors(other):
+            self._writer.execute("attach database ? as other", (str(other),))
+            try:
+                _check_version(self._writer, other, "other")
+                with self._transaction():
+                    self._writer.execute(
+                        f"insert into main.replies ({COLUMNS}) select key, model, request, reply, raw, created, "
+                        "open_key(model, request), json_extract(request, '$.max_tokens') from other.replies "
+                        "where true order by rowid on conflict do nothing"
+                    )
+                    added = self._writer.execute("select changes()").fetchone()[0]
+                    total = self._writer.execute("select count(*) from other.replies").fetchone()[0]
+            finally:
+                self._writer.execute("detach database other")
+        return Merged(added, total - added)
+
+    def remember(self, chat: Chat, purse: Purse | None = None) -> Remembered:
+        """The same chat, which asks only what is not in the store; what `purse` spends is kept with the replies."""
+        return Remembered(self, chat, purse)
 
     def close(self) -> None:
         """Let go of the file; idempotent."""
@@ -100,23 +183,22 @@ class ReplyStore:
         )
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")
+        connection.create_function("open_key", 2, _open_key_of_row, deterministic=True)
         return connection
 
     def _prepare(self) -> None:
-        """Make the table in a new file, refuse a file of another kind."""
+        """Make the tables in a new file, bring an older one up to date, refuse a file of another kind."""
         with self._transaction():
             version = self._writer.execute("pragma user_version").fetchone()[0]
             tables = self._writer.execute("select count(*) from sqlite_master").fetchone()[0]
             if version == 0 and not tables:
-                self._writer.execute(TABLE)
-                self._writer.execute(f"pragma user_version = {VERSION}")
-            elif version > VERSION:
-                raise DataError(
-                    f"{self.path}: its replies were written by a later version of anchored (format {version}, this "
-                    f"one reads {VERSION}); upgrade, or move the file aside to ask everything again"
-                )
-            elif version != VERSION:
-                raise DataError(f"{self.path}: a database, but none of replies; move it aside or choose another folder")
+                self._writer.execute(REPLIES)
+                version = 1
+            else:
+                _check_version(self._writer, self.path)
+            if version == 1:
+                for statement in (*OPEN_ENDED, SPENDING, f"pragma user_version = {VERSION}"):
+                    self._writer.execute(statement)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -130,12 +212,13 @@ class ReplyStore:
         self._writer.commit()
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        """SQLite's and the disk's errors as DataErrors that name the file and the way out."""
+    def _named_errors(self, other: Path | None = None) -> Iterator[None]:
+        """SQLite's and the disk's errors as DataErrors that name the file and the way out: `other`, or this one."""
         try:
             yield
         except (sqlite3.Error, OSError, ValueError) as error:
-            raise DataError(f"{self.path}: {_what_to_do(self.path, error)}") from None
+            path = self.path if other is None or _is_of_the_disk(error) else other
+            raise DataError(f"{path}: {_what_to_do(path, error)}") from None
 
 
 class Remembered:
@@ -144,9 +227,11 @@ class Remembered:
     Its replies come without `raw`, which stays in the store. A reply's failure is not kept.
     """
 
-    def __init__(self, store: ReplyStore, chat: Chat) -> None:
+    def __init__(self, store: ReplyStore, chat: Chat, purse: Purse | None = None) -> None:
         self.name = chat.name
         self.fingerprint = chat.fingerprint
+        self.purse = purse
+        """The run's money, where it is counted."""
         self.hits = 0
         """Replies given without a call."""
         self.asked = 0
@@ -160,7 +245,7 @@ class Remembered:
     async def reply(self, request: Request) -> Reply:
         key = request_key(self.fingerprint, request)
         call = self._calls.get(key)
-        if call is None and (kept := self._store.get_without_raw(key)):
+        if call is None and (kept := self._store.find(self.fingerprint, request)):
             self.hits += 1
             return kept
         if call is None:
@@ -173,6 +258,11 @@ class Remembered:
 
     async def close(self) -> None:
         await self._chat.close()
+        if self._writer:
+            await self._writer
+        # of attempts that ended without a reply
+        if self.purse and (spendings := self.purse.take_unlisted()):
+            await asyncio.to_thread(self._store.put, [], spendings)
 
     async def _ask(self, request: Request) -> Reply:
         reply = await self._chat.reply(request)
@@ -187,11 +277,14 @@ class Remembered:
         """Write together what gathers while the disk is busy: one wait for the disk serves many replies."""
         while self._unwritten:
             batch, self._unwritten = self._unwritten, []
+            spendings = self.purse.take_unlisted() if self.purse else []
             error = None
             try:
-                await asyncio.to_thread(self._store.put, [entry for entry, _ in batch])
+                await asyncio.to_thread(self._store.put, [entry for entry, _ in batch], spendings)
             except Exception as raised:
                 error = raised
+                if self.purse:
+                    self.purse.list_again(spendings)
             for _, written in batch:
                 if not written.done():  # else nobody waits for it any more
                     written.set_exception(error) if error else written.set_result(None)
@@ -203,9 +296,24 @@ def request_key(fingerprint: str, request: Request) -> str:
 
     A field that joins `Request` later enters only where it differs from its default, or every store would be lost.
     """
+    return _key(fingerprint, request, request.max_tokens)
+
+
+def _open_key(fingerprint: str, request: Request) -> str:
+    """The key of a request but for its `max_tokens`."""
+    return _key(fingerprint, request, None)[:32]
+
+
+def _key(fingerprint: str, request: Request, max_tokens: int | None) -> str:
     turns = [[message.role, message.content] for message in request.messages]
-    sampling = [float(request.temperature), float(request.top_p), request.max_tokens]
+    sampling = [float(request.temperature), float(request.top_p), max_tokens]
     return content_hash([fingerprint, turns, *sampling, request.index, request.seed])
+
+
+def _open_key_of_row(fingerprint: str, request: str) -> str:
+    fields = json.loads(request)
+    messages = tuple(Message(**message) for message in fields["messages"])
+    return _open_key(fingerprint, Request(**{**fields, "messages": messages}))
 
 
 class _Call:
@@ -225,7 +333,7 @@ class _Call:
                 self.task.cancel()
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: Entry, created: str) -> tuple[str | int, ...]:
     reply = asdict(replace(entry.reply, raw={}))
     del reply["raw"]
     return (
@@ -234,13 +342,27 @@ def _row(entry: Entry) -> tuple[str, ...]:
         json.dumps(asdict(entry.request)),
         json.dumps(reply),
         json.dumps(entry.reply.raw),
-        datetime.now(UTC).isoformat(timespec="milliseconds"),
+        created,
+        _open_key(entry.fingerprint, entry.request),
+        entry.request.max_tokens,
     )
 
 
 def _reply(text: str) -> Reply:
     fields = json.loads(text)
     return Reply(**{**fields, "usage": Usage(**fields["usage"])})
+
+
+def _check_version(connection: sqlite3.Connection, path: Path, schema: str = "main") -> None:
+    """Refuse a database that is no store of replies, or a later version's."""
+    version = connection.execute(f"pragma {schema}.user_version").fetchone()[0]
+    if version > VERSION:
+        raise DataError(
+            f"{path}: its replies were written by a later version of anchored (format {version}, this one reads "
+            f"{VERSION}); upgrade, or move the file aside to ask everything again"
+        )
+    if version < 1:
+        raise DataError(f"{path}: a database, but none of replies; move it aside or choose another folder")
 
 
 def _what_to_do(path: Path, error: Exception) -> str:
@@ -251,8 +373,13 @@ def _what_to_do(path: Path, error: Exception) -> str:
             f"the store of replies is damaged ({reason}); move it aside and its replies are asked again, or save what "
             f"can be read with `sqlite3 {path} .recover | sqlite3 saved.sqlite` and put that in its place"
         )
-    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")) or getattr(error, "errno", None) in (ENOSPC, EDQUOT):
+    if _is_of_the_disk(error):
         return f"the disk takes no more ({reason}); make room, then the same command goes on: what is stored is safe"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return f"another process has held this store for {OTHER_PROCESS_SECONDS:.0f} s; wait until it ends"
     return f"the store of replies cannot be used ({reason}); put the run where you may write, on a disk of this machine"
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    name = getattr(error, "sqlite_errorname", "")
+    return name.startswith(("SQLITE_FULL", "SQLITE_IOERR")) or getattr(error, "errno", None) in (ENOSPC, EDQUOT)

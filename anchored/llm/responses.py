@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +28,6 @@ class Content:
 
 def read_reply(payload: Any, model: str, max_tokens: int, seconds: float) -> Reply | Fault:
     """The reply in a response to a request for `max_tokens` of `model`; a fault if there is none in it."""
-    if isinstance(payload, str):  # what was not declared as JSON comes as text
-        payload = _json_or_none(payload)
     if not isinstance(payload, dict):
         return Fault("again", "the reply is no JSON object")
     choices = payload.get("choices")
@@ -95,15 +92,16 @@ def _finish_reason(choice: dict[str, Any], message: dict[str, Any], usage: Usage
 
 def _usage(usage: Any) -> Usage:
     counts = usage if isinstance(usage, dict) else {}
-    prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    return Usage(prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0)
+    details = counts.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else counts.get("prompt_cache_hit_tokens")
+    prompt = _count(counts.get("prompt_tokens"))
+    # some count thinking in the total alone
+    completion = max(_count(counts.get("completion_tokens")), _count(counts.get("total_tokens")) - prompt)
+    return Usage(prompt, completion, min(_count(cached), prompt))
 
 
-def _json_or_none(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _valid(text: str) -> str:

@@ -58,7 +58,7 @@ class ServedSampling(Sampling):
     """Answers of a model whose server we may start ourselves."""
 
     how_only: ClassVar[frozenset[str]] = frozenset(
-        ["serve_options", "serve_env", "serve_env.*", "serve_seconds", *(f"serve_options.{key}" for key in HOW_OPTIONS)]
+        ["serve_env", "serve_seconds", *(f"serve_options.{key}" for key in HOW_OPTIONS)]
     )
 
     serve_options: dict[str, Any] = Field(default_factory=dict)
@@ -125,12 +125,12 @@ class SampleSettings(LocalSampling):
     @field_validator("base_url")
     @classmethod
     def _is_a_base_url(cls, url: str | None) -> str | None:
-        return None if url is None else EndpointSettings._is_a_base_url(url)
+        return None if url is None else Address._is_a_base_url(url)
 
     @field_validator("key_env")
     @classmethod
     def _is_a_name(cls, variable: str | None) -> str | None:
-        return EndpointSettings._is_a_name(variable)
+        return Address._is_a_name(variable)
 
     @model_validator(mode="after")
     def _is_in_one_place(self) -> SampleSettings:
@@ -152,46 +152,14 @@ class SampleSettings(LocalSampling):
         return EndpointSettings(**{name: getattr(self, name) for name in shared})
 
 
-class EndpointSettings(ServedSampling):
-    """A model behind an OpenAI-compatible endpoint: OpenAI and most providers, vLLM, SGLang, `transformers serve`."""
+class Address(Settings):
+    """Where an endpoint is, and which key it takes."""
 
-    how_only: ClassVar[frozenset[str]] = ServedSampling.how_only | {
-        "base_url",
-        "key_env",
-        "concurrency",
-        "timeout_seconds",
-        "retries",
-        "stop_after_failures",
-        "patience_seconds",
-    }
-
-    model: str = Field(min_length=1)
-    """The name that the endpoint knows it by; with `serve`, a Hugging Face folder or Hub id."""
-    base_url: str = OPENAI
+    base_url: str
     """What stands before `/chat/completions`; it usually ends in /v1."""
     key_env: str | None = "OPENAI_API_KEY"
     """The environment variable that holds the key; null: none is sent. Left out: none to this machine, and elsewhere
     than at api.openai.com it must be said, so that no key reaches a stranger."""
-    serve: Literal["pocket"] | Engine | None = None
-    """Start this server for the stage, instead of base_url: vllm, sglang, transformers (`transformers serve`); `pocket`
-    is the pocket world's teacher."""
-    max_tokens: int = Field(default=4096, ge=1)
-    """Longest answer; thinking text counts."""
-    send_seed: bool = True
-    """Send a seed drawn from the run's seed, the messages and the sample's index, so that samples differ and can be
-    drawn again. An endpoint that refuses it is asked without."""
-    extra_body: dict[str, Any] = Field(default_factory=dict)
-    """More keys for the request's JSON, as the endpoint wants them (reasoning_effort, chat_template_kwargs)."""
-    concurrency: int = Field(default=64, ge=1, le=1000)
-    """Most requests in flight; fewer after a 429, and slowly more again."""
-    timeout_seconds: float = Field(default=600, gt=0)
-    """Longest wait for one reply; a request that timed out is sent at most twice more."""
-    retries: int = Field(default=8, ge=0)
-    """How often a request is sent again after 408, 409, 5xx, a broken connection or a reply that is no JSON."""
-    stop_after_failures: int = Field(default=20, ge=1)
-    """This many requests in a row without a reply, retries included: the endpoint is down, and the stage stops."""
-    patience_seconds: float = Field(default=900, gt=0)
-    """How long the endpoint may answer 429 to everything, or ask us to wait, before the stage stops."""
 
     @model_validator(mode="before")
     @classmethod
@@ -223,6 +191,82 @@ class EndpointSettings(ServedSampling):
         if parts.path.rstrip("/").endswith("/completions"):
             raise ValueError(f"{url!r} goes too far; leave off what begins with /chat/completions")
         return url.rstrip("/")
+
+
+class Price(Settings):
+    """What a model's tokens cost, in USD per million."""
+
+    how_only: ClassVar[frozenset[str]] = frozenset({"input", "output", "cached_input"})
+
+    input: float = Field(ge=0, allow_inf_nan=False)
+    """Of the prompt's tokens."""
+    output: float = Field(ge=0, allow_inf_nan=False)
+    """Of the reply's tokens; those of its thinking count."""
+    cached_input: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Of prompt tokens that the endpoint had kept from before; null: as input."""
+
+
+class EndpointSettings(ServedSampling, Address):
+    """A model behind an OpenAI-compatible endpoint: OpenAI and most providers, vLLM, SGLang, `transformers serve`."""
+
+    how_only: ClassVar[frozenset[str]] = ServedSampling.how_only | {
+        "base_url",
+        "key_env",
+        "more_endpoints",
+        "concurrency",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "price",
+        "timeout_seconds",
+        "retries",
+        "stop_after_failures",
+        "patience_seconds",
+    }
+
+    model: str = Field(min_length=1)
+    """The name that the endpoint knows it by; with `serve`, a Hugging Face folder or Hub id."""
+    base_url: str = OPENAI
+    """What stands before `/chat/completions`; it usually ends in /v1."""
+    more_endpoints: tuple[Address, ...] = ()
+    """Others that have the same model, or other keys to the same one (`[{base_url: ..., key_env: ...}]`): each request
+    goes to the least busy, and one that ends (wrong key, no money, down) is left out while the others go on."""
+    serve: Literal["pocket"] | Engine | None = None
+    """Start this server for the stage, instead of base_url: vllm, sglang, transformers (`transformers serve`); `pocket`
+    is the pocket world's teacher."""
+    max_tokens: int = Field(default=4096, ge=1)
+    """Longest answer; thinking text counts."""
+    send_seed: bool = True
+    """Send a seed drawn from the run's seed, the messages and the sample's index, so that samples differ and can be
+    drawn again. An endpoint that refuses it is asked without."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """More keys for the request's JSON, as the endpoint wants them (reasoning_effort, chat_template_kwargs)."""
+    concurrency: int = Field(default=64, ge=1, le=1000)
+    """Most requests in flight at each endpoint; fewer after a 429, and slowly more again."""
+    requests_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most requests sent per minute to each endpoint, evenly spaced; null: what its `x-ratelimit-*` headers say."""
+    tokens_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most tokens per minute of each endpoint, prompts and replies together; null: what its headers say."""
+    price: Price | None = None
+    """What its tokens cost, `{input: 2.5, output: 10}` in USD per million; null: money is not counted."""
+    timeout_seconds: float = Field(default=600, gt=0)
+    """Longest wait for one reply; a request that timed out is sent at most twice more."""
+    retries: int = Field(default=8, ge=0)
+    """How often a request is sent again after 408, 409, 5xx, a broken connection or a reply that is no JSON."""
+    stop_after_failures: int = Field(default=20, ge=1)
+    """This many requests in a row without a reply, retries included: the endpoint is down, and the stage stops."""
+    patience_seconds: float = Field(default=900, gt=0)
+    """How long the endpoint may answer 429 to everything, or ask us to wait, before the stage stops."""
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> EndpointSettings:
+        if self.serve and self.serve != "pocket" and self.more_endpoints:
+            raise ValueError(f"serve: {self.serve} starts the only server of the model; leave out more_endpoints")
+        return self
+
+    def at(self, address: Address) -> EndpointSettings:
+        """The same at one other address."""
+        changed = {"base_url": address.base_url, "key_env": address.key_env, "more_endpoints": ()}
+        return self.model_copy(update=changed)
 
 
 def is_loopback(url: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from anchored.contrast import MeanContrast
+from anchored.contrast import Contrast, MeanContrast, completed, mean_contrast
 from anchored.datasets_io import read_rows
 from anchored.records import Outcome, Pair, Score
 from anchored.report.scoreboard import Scoreboard, scoreboards
@@ -30,6 +29,12 @@ class Row:
     jaccard: float | None = None
     levenshtein: float | None = None
     length_ratio: float | None = None
+
+    def contrast(self) -> Contrast | None:
+        """All that there is to measure of the pair, where it was measured."""
+        if self.jaccard is None or self.levenshtein is None:
+            return None
+        return completed(self.pair, self.jaccard, self.levenshtein)
 
 
 class Contents:
@@ -88,11 +93,18 @@ class Contents:
         return Counter(row.pair.outcome for row in self.rows)
 
     @cached_property
+    def measured(self) -> dict[Group, list[Contrast]]:
+        """The contrasts of the training and of the held-out pairs, as far as there are any."""
+        groups: tuple[Group, ...] = ("training", "held-out")
+        found = {group: [row.contrast() for row in self.accepted(group)] for group in groups}
+        each = {group: [one for one in contrasts if one] for group, contrasts in found.items()}
+        return {group: contrasts for group, contrasts in each.items() if contrasts}
+
+    @cached_property
     def contrasts(self) -> dict[str, MeanContrast]:
-        """Mean contrast of the training and of the held-out pairs, as far as there are any."""
+        """Their means."""
         tokenizer = self.summary("create").get("contrast", {}).get("tokenizer", "whitespace")
-        means = {group: _mean_contrast(self.accepted(group), tokenizer) for group in ("training", "held-out")}
-        return {group: mean for group, mean in means.items() if mean}
+        return {group: mean_contrast(each, tokenizer) for group, each in self.measured.items()}
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -120,11 +132,3 @@ def _rows(path: Path, group: Group) -> list[Row]:
     known = [name for name in _NUMBERS if name in pyarrow.parquet.read_schema(path).names]
     numbers = pyarrow.parquet.read_table(path, columns=known).to_pylist() if known else [{}] * len(pairs)
     return [Row(pair, group, **measured) for pair, measured in zip(pairs, numbers, strict=True)]
-
-
-def _mean_contrast(rows: Sequence[Row], tokenizer: str) -> MeanContrast | None:
-    measured = [row for row in rows if None not in (row.jaccard, row.levenshtein, row.length_ratio)]
-    if not measured:
-        return None
-    means = {name: statistics.fmean(getattr(row, name) for row in measured) for name in _NUMBERS}
-    return MeanContrast(len(measured), tokenizer, **means)

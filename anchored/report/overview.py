@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from anchored.llm.money import dollars
 from anchored.records import Outcome, Score
 from anchored.report.contents import Contents
 from anchored.report.scoreboard import Scoreboard
@@ -168,7 +169,9 @@ def _tokens(contents: Contents) -> str:
     used = contents.summary("create").get("replies", {}).get("teacher", {})
     if not used.get("completion_tokens"):
         return ""
-    return f"{used['prompt_tokens']:,} in, {used['completion_tokens']:,} out, {used['replies']:,} replies"
+    spent = used.get("spent")
+    money = f", {dollars(spent['run_usd'])}" if spent else ""
+    return f"{used['prompt_tokens']:,} in, {used['completion_tokens']:,} out, {used['replies']:,} replies{money}"
 
 
 def _took(contents: Contents, stage: str) -> str:

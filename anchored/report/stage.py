@@ -85,12 +85,22 @@ def _template() -> Any:
 
 
 def _histograms(contents: Contents) -> list[Any]:
-    rows = contents.accepted("training")
-    jaccards = [row.jaccard for row in rows if row.jaccard is not None]
-    distances = [row.levenshtein for row in rows if row.levenshtein is not None]
+    each = contents.measured.get("training", [])
     charts = [
-        histogram("jaccard", "Jaccard similarity", "tokens in common, percent", jaccards, bounds=(0, 100)),
-        histogram("levenshtein", "Levenshtein distance", "characters to edit", distances),
+        histogram("jaccard", "Jaccard similarity", "tokens in common, percent", [one.jaccard for one in each], (0, 100)),
+        histogram(
+            "distance",
+            "Levenshtein distance",
+            "characters to edit, per character of the longer answer",
+            [one.normalised_levenshtein for one in each],
+            (0, 1),
+        ),
+        histogram(
+            "length-ratio",
+            "Length ratio",
+            "characters of the chosen answer per character of the rejected one",
+            [one.length_ratio for one in each],
+        ),
     ]
     return [chart for chart in charts if chart]
 

@@ -30,6 +30,7 @@ MEANINGS = {
     Outcome.IDENTICAL: "chosen and rejected are the same text",
     Outcome.LENGTH_RATIO: "the revision is far longer or shorter than the answer",
     Outcome.LEAK: "the revision speaks of being one",
+    Outcome.SURPLUS: "a pair beyond create.target",
     Outcome.TIE: "the judge found no winner",
     Outcome.DISAGREEMENT: "the judge changed its mind with the order of the answers",
     Outcome.UNPARSABLE: "the judge's reply names no winner",
@@ -77,14 +78,38 @@ def contrast_table(measured: Mapping[str, MeanContrast]) -> Table:
     """How far chosen and rejected answers differ, by data set (the paper's Table 1)."""
     tokenizers = {mean.tokenizer for mean in measured.values()}
     rows = [
-        (source, f"{mean.pairs:,}", f"{mean.jaccard:.2f}", f"{mean.levenshtein:,.1f}", f"{mean.length_ratio:.2f}")
+        (
+            source,
+            f"{mean.pairs:,}",
+            f"{mean.jaccard:.2f}",
+            f"{mean.levenshtein:,.1f}",
+            f"{mean.normalised_levenshtein:.3f}",
+            f"{mean.length_ratio:.2f}",
+            f"{mean.shared_prefix:,.1f}",
+            f"{100 * mean.shared_prefix_share:.1f} %",
+            f"{100 * mean.leak_rate:.1f} %",
+        )
         for source, mean in measured.items()
     ]
     return Table(
         "Contrast",
-        ("pairs of", "n", f"Jaccard ↑ ({', '.join(sorted(tokenizers))})", "Levenshtein ↓ (characters)", "length ratio"),
+        (
+            "pairs of",
+            "n",
+            f"Jaccard ↑ ({', '.join(sorted(tokenizers))})",
+            "Levenshtein ↓ (characters)",
+            "of longer ↓",
+            "length ratio",
+            "shared prefix ↑ (characters)",
+            "of shorter ↑",
+            "leaks ↓",
+        ),
         tuple(rows),
-        note="Means over pairs. Arrows point to the more minimal contrast.",
+        note=(
+            "Means over pairs; arrows point to the more minimal contrast. Of longer: Levenshtein per character of the "
+            "longer answer; of shorter: the share of the shorter answer that both begin with; leaks: chosen answers "
+            "that speak of being a revision."
+        ),
     )
 
 

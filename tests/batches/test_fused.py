@@ -131,6 +131,22 @@ def test_fused_attention_gives_rows_the_originals_values_and_gradients(family: s
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9 * float(theirs.detach().abs().max()))
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
+def test_in_16_bit_fused_attention_errs_as_the_original_does(family: str) -> None:
+    rounded = attention_model(family).to(torch.bfloat16)
+    exact = [one.detach() for one in row_logps_and_gradients(deepcopy(rounded).double())]
+    errors = []
+    for model in with_and_without_fused_attention(rounded):
+        found = [one.detach() for one in row_logps_and_gradients(model)]
+        assert all(grad.dtype is torch.bfloat16 for grad in found[1:])
+        pairs = zip(found, exact, strict=True)
+        off = [float((mine.double() - true).norm() / true.norm()) for mine, true in pairs]
+        errors.append(sum(off) / len(off))
+    original, fused = errors
+    # other roundings, not more of them
+    assert 0 < fused < 1.25 * original < 0.02
+
+
 def test_an_adapter_in_the_attention_counts_and_generation_is_the_originals() -> None:
     original, fused = with_and_without_fused_attention(attention_model("llama"))
     prompt = torch.tensor([[1, 2, 3]])

@@ -54,3 +54,12 @@ def test_each_method_has_its_teacher_with_the_papers_settings() -> None:
         teacher = CreateSettings.model_validate({"method": method}).teacher()
         assert (teacher.model, teacher.temperature, teacher.max_tokens) == ("gpt-4-turbo", 0.7, 4096)
     assert CreateSettings.model_validate({"reviser": {"model": "mine"}}).teacher().model == "mine"
+
+
+def test_a_budget_needs_the_price_of_who_is_asked() -> None:
+    price = {"input": 2.5, "output": 10}
+    CreateSettings.model_validate({"budget_usd": 9, "reviser": {"price": price}})
+    with pytest.raises(ValidationError, match=r"budget_usd is 9, .* gpt-4-turbo costs .* clair its price"):
+        CreateSettings.model_validate({"budget_usd": 9, "judge": {"price": price}})
+    with pytest.raises(ValidationError, match="greater than 0"):
+        CreateSettings.model_validate({"budget_usd": 0, "reviser": {"price": price}})

@@ -280,6 +280,50 @@ def test_no_pair_at_all_is_an_error_that_says_where_the_rows_went(tmp_path: Path
     assert not (tmp_path / "pairs.parquet").exists()
 
 
+def sometimes_good(request: Request) -> str:
+    """Two of three revisions pass."""
+    number = int(student_of(request).split()[4])
+    return revise(request) if number % 3 else REASONED + "Known."
+
+
+def test_a_target_goes_on_until_so_many_pairs_are_accepted(tmp_path: Path) -> None:
+    rows = prompts(*(f"question {number}" for number in range(1, 61)), held_out=["question 100"])
+    policy, teacher, heard = Scripted("policy", answer_of), Scripted("teacher", sometimes_good), Heard()
+    summary = make(tmp_path, rows, settings(target=20), policy, teacher, heard)
+    good = [f"question {number}" for number in range(1, 61) if number % 3]
+    assert [pair.prompt.id for pair in read_pairs(tmp_path / "pairs.parquet").pairs] == good[:20]
+    assert (summary.pairs, summary.held_out) == (20, 1)
+    assert 30 <= len(policy.requests) <= 34, "hardly more than are needed, for they are paid for"
+    assert heard.steps - 1 - summary.outcomes.get("surplus", 0) == 20, "pairs are counted, and the held-out row"
+
+    more = make(tmp_path, rows, settings(target=24), policy, teacher)
+    assert more.pairs == 24
+    assert [pair.prompt.id for pair in read_pairs(tmp_path / "pairs.parquet").pairs] == good[:24]
+    assert len(teacher.requests) == len({request.messages for request in teacher.requests}), "nothing is asked twice"
+
+
+def test_pairs_beyond_the_target_are_refused_by_name(tmp_path: Path) -> None:
+    def late(request: Request) -> str:
+        number = int(student_of(request).split()[4])
+        return revise(request) if number > 10 else REASONED + "Known."
+
+    rows = prompts(*(f"question {number}" for number in range(1, 31)))
+    summary = make(tmp_path, rows, settings(target=5), Scripted("policy", answer_of), Scripted("teacher", late))
+    assert summary.outcomes == {"length_ratio": 10, "ok": 5, "surplus": 5}
+    surplus = [row for row in read_rows(tmp_path / "refused.parquet") if row.outcome is Outcome.SURPLUS]
+    assert [row.prompt.id for row in surplus] == [f"question {number}" for number in range(16, 21)]
+    assert surplus[0].detail == "create.target asks for 5 pairs"
+
+
+def test_a_target_beyond_the_prompts_ends_with_what_there_is(tmp_path: Path) -> None:
+    rows, heard = prompts(*(f"question {number}" for number in range(1, 13))), Heard()
+    summary = make(
+        tmp_path, rows, settings(target=20), Scripted("policy", answer_of), Scripted("teacher", sometimes_good), heard
+    )
+    assert summary.pairs == 8
+    assert heard.notes == ["create: 8 pairs of all 12 prompts, not 20"]
+
+
 def test_a_prompt_file_with_a_wrong_slot_is_found_before_anything_is_asked(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("Improve <<answr>> for <<prompt>>")
     policy = Scripted("policy", answer_of)

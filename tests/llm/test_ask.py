@@ -7,7 +7,7 @@ import pytest
 
 from anchored.errors import ModelError, ReplyError, Stopped
 from anchored.llm import ask
-from anchored.llm.ask import ask_all
+from anchored.llm.ask import ask_all, work_in_order
 from anchored.llm.chat import Reply, Request
 from anchored.records import Message
 
@@ -78,6 +78,84 @@ def test_requests_are_drawn_only_as_they_can_be_asked() -> None:
     assert len(results) == 5000
     assert most_ahead <= ask.OUTSTANDING
     assert chat.most_in_flight == ask.OUTSTANDING
+
+
+def test_results_are_taken_in_the_order_of_the_items_while_others_are_under_way() -> None:
+    taken: list[int] = []
+    started: set[int] = set()
+
+    async def work(index: int, item: str) -> int:
+        started.add(index)
+        for _ in range(7 * (index % 3)):
+            await asyncio.sleep(0)
+        return int(item)
+
+    def take(result: int) -> None:
+        taken.append(result)
+        most_under_way.append(len(started) - len(taken))
+
+    most_under_way: list[int] = []
+    asyncio.run(work_in_order(map(str, range(500)), work, take, outstanding=20))
+    assert taken == list(range(500))
+    assert max(most_under_way) > 5
+
+
+def test_what_comes_after_a_slow_item_waits_in_bounded_number() -> None:
+    taken: list[int] = []
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            drawn.append(number)
+            yield number
+
+    async def main() -> None:
+        released, others_wait = asyncio.Event(), asyncio.Event()
+
+        async def work(index: int, item: int) -> int:
+            if index == 0:
+                await released.wait()
+            elif index == 49:
+                others_wait.set()
+            return item
+
+        async def release() -> None:
+            await others_wait.wait()
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert (drawn[-1], taken) == (49, [])
+            released.set()
+
+        releasing = asyncio.create_task(release())
+        await work_in_order(items(), work, taken.append, outstanding=10, ahead=50)
+        await releasing
+
+    asyncio.run(main())
+    assert taken == list(range(1000))
+
+
+def test_a_stop_reaches_those_who_wait_for_room() -> None:
+    async def work(index: int, item: int) -> int:
+        if index == 0:
+            await asyncio.sleep(0.05)
+            raise Stopped("down")
+        return item
+
+    with pytest.raises(Stopped):
+        asyncio.run(work_in_order(range(1000), work, lambda _: None, outstanding=10, ahead=50))
+
+
+def test_taking_that_fails_ends_the_work() -> None:
+    async def work(index: int, item: int) -> int:
+        await asyncio.sleep(0)
+        return item
+
+    def take(result: int) -> None:
+        if result == 7:
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        asyncio.run(work_in_order(range(1000), work, take, outstanding=10))
 
 
 def test_nothing_to_ask() -> None:

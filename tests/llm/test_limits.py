@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import virtual_time
 
 from anchored.llm.limits import Gate, Slot
+from anchored.llm.rates import Pace, Quota, Quotas
 
 
 async def settle() -> None:
@@ -163,3 +165,95 @@ def test_an_open_gate_lets_everyone_through_in_spite_of_a_pause() -> None:
         await cancel(holders)
 
     asyncio.run(main())
+
+
+async def send(gate: Gate, tokens: float, sent: list[float], *, seconds: float = 0.1, fails: int = 0) -> None:
+    loop = asyncio.get_running_loop()
+    async with gate.slot(tokens) as slot:
+        for _ in range(fails):
+            sent.append(loop.time())
+            await asyncio.sleep(seconds)
+            await slot.renew()
+        sent.append(loop.time())
+        await asyncio.sleep(seconds)
+
+
+def test_requests_keep_their_pace_and_nobody_starves() -> None:
+    async def main() -> None:
+        gate, sent = Gate(64, requests=Pace(120)), []
+        async with asyncio.TaskGroup() as group:
+            for number in range(360):
+                group.create_task(send(gate, 0, sent, fails=number % 10 == 0))
+        assert len(sent) == 396
+        assert sent[-1] - sent[0] == pytest.approx(396 / 2, rel=0.02)
+        for begin in sent:
+            assert sum(begin <= at < begin + 60 - 1e-6 for at in sent) <= 120
+
+    virtual_time.run(main())
+
+
+def test_the_scarcer_of_requests_and_tokens_sets_the_pace() -> None:
+    async def main() -> None:
+        gate, sent = Gate(64, Pace(600), Pace(60_000)), []
+        await asyncio.gather(*(send(gate, 1000, sent) for _ in range(121)))
+        assert sent[-1] - sent[0] == pytest.approx(120, rel=0.02)
+
+    virtual_time.run(main())
+
+
+def test_tokens_that_were_not_used_let_others_go_sooner() -> None:
+    async def main() -> None:
+        gate, sent = Gate(64, tokens=Pace(60_000)), []
+
+        async def send_a_short_one() -> None:
+            async with gate.slot(4000) as slot:
+                sent.append(asyncio.get_running_loop().time())
+                await asyncio.sleep(0.5)
+                slot.used(1000)
+
+        await asyncio.gather(*(send_a_short_one() for _ in range(121)))
+        assert 120 * 0.98 < sent[-1] - sent[0] < 120 * 1.1
+
+    virtual_time.run(main())
+
+
+def test_a_retry_goes_before_what_was_never_sent_under_a_pace_too() -> None:
+    async def main() -> None:
+        gate, order = Gate(64, requests=Pace(60)), []
+
+        async def send_twice(name: str) -> None:
+            async with gate.slot() as slot:
+                order.append(name)
+                await slot.renew()
+                order.append(f"{name} again")
+
+        await asyncio.gather(*(send_twice(name) for name in "abc"))
+        assert order == ["a", "a again", "b", "b again", "c", "c again"]
+
+    virtual_time.run(main())
+
+
+def test_an_end_lets_those_who_wait_for_their_pace_through_at_once() -> None:
+    async def main() -> None:
+        gate, sent = Gate(64, requests=Pace(1)), []
+        started = asyncio.get_running_loop().time()
+        tasks = [asyncio.create_task(send(gate, 0, sent)) for _ in range(5)]
+        await asyncio.sleep(1)
+        assert len(sent) == 1
+        gate.open_for_good()
+        await asyncio.gather(*tasks)
+        assert asyncio.get_running_loop().time() - started < 2
+
+    virtual_time.run(main())
+
+
+def test_a_limit_that_is_heard_while_many_wait_holds_for_them() -> None:
+    async def main() -> None:
+        gate, sent = Gate(10), []
+        tasks = [asyncio.create_task(send(gate, 0, sent)) for _ in range(130)]
+        await asyncio.sleep(0.05)
+        gate.heard(Quotas(Quota(60, 50, 10), None), sent=asyncio.get_running_loop().time())
+        await asyncio.gather(*tasks)
+        assert sent[-1] - sent[0] == pytest.approx(120, rel=0.05)
+
+    virtual_time.run(main())

@@ -131,3 +131,30 @@ def test_a_policy_is_served_without_thoughts_and_without_a_key() -> None:
     assert endpoint.extra_body == {"chat_template_kwargs": {"enable_thinking": False}}
     assert (endpoint.key_env, endpoint.temperature) == (None, 0.3)
     assert endpoint.shaping_options() == {"dtype": "half"}
+
+
+def test_more_endpoints_have_the_same_rules_about_keys() -> None:
+    here, elsewhere = {"base_url": "http://127.0.0.1:8001/v1/"}, {"base_url": "https://llm.example/v1"}
+    settings = EndpointSettings(model="m", more_endpoints=[here, {**elsewhere, "key_env": "MINE"}])  # pyright: ignore[reportArgumentType]
+    assert [(one.base_url, one.key_env) for one in settings.more_endpoints] == [
+        ("http://127.0.0.1:8001/v1", None),
+        ("https://llm.example/v1", "MINE"),
+    ]
+    assert EndpointSettings(**settings.model_dump()) == settings
+    second = settings.at(settings.more_endpoints[1])
+    assert (second.base_url, second.key_env, second.more_endpoints) == ("https://llm.example/v1", "MINE", ())
+    for wrong, says in (
+        (elsewhere, "key_env: name the environment variable"),
+        ({"key_env": "MINE"}, "base_url"),  # to whom would it be sent?
+        ({"base_url": "https://me:secret@llm.example/v1", "key_env": None}, "holds a user or a password"),
+    ):
+        with pytest.raises(ValidationError, match=says):
+            EndpointSettings(model="m", more_endpoints=[wrong])  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"requests_per_minute": 0}, {"tokens_per_minute": -1}, {"price": {"input": 1}}, {"price": {"output": -1}}]
+)
+def test_rates_and_prices_are_numbers_that_can_be(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(bad))):
+        EndpointSettings(model="m", **bad)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
 import socket
 import time
@@ -12,9 +13,10 @@ from email.utils import format_datetime
 from typing import Any, TypeVar
 
 import pytest
+from aiohttp import web
 from fault_server import FaultServer, completion, cuts, echoes_headers, fails, hangs, hangs_up, says, sends, trickles
 
-from anchored.errors import ModelError, ReplyError, Stopped
+from anchored.errors import ModelError, NoReply, ReplyError, Stopped
 from anchored.llm.ask import ask_all
 from anchored.llm.chat import Reply, Request, Usage
 from anchored.llm.openai_chat import OpenAIChat
@@ -63,6 +65,11 @@ def test_a_reply_keeps_text_usage_latency_and_the_raw_response(server: FaultServ
     assert reply.usage == Usage(prompt_tokens=7, completion_tokens=3)
     assert 0.05 <= reply.seconds < 5
     assert reply.raw == completion("Rayleigh scattering.")
+
+
+def test_json_that_is_declared_as_text_is_read(server: FaultServer) -> None:
+    server.script = [sends(json.dumps(completion("fine")), "text/plain")]
+    assert ask_one(server).text == "fine"
 
 
 def test_the_body_holds_the_sampling_settings_and_never_the_index(server: FaultServer) -> None:
@@ -150,7 +157,7 @@ def test_an_unlucky_row_fails_alone_after_its_retries(server: FaultServer) -> No
 
     first, unlucky, third = use(server, work, retries=2)
     assert (first.text, third.text) == ("fine", "fine")
-    assert type(unlucky) is ReplyError
+    assert type(unlucky) is NoReply
     assert "3 attempts (last: 500: cuda error)" in str(unlucky)
 
 
@@ -324,6 +331,63 @@ def test_a_request_that_is_always_refused_for_its_rate_fails_alone(server: Fault
     server.always = fails(429)
     with pytest.raises(ReplyError, match="31 times"):
         ask_one(server)
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_rows_that_are_refused_for_their_rate_one_after_the_other_stop_the_stage(server: FaultServer) -> None:
+    server.always = fails(429, {"message": "slow down"}, headers={"Retry-After": "0.001"})
+    requests = [a_request(str(number)) for number in range(100)]
+    with pytest.raises(Stopped, match=r"3 requests in a row.*429: slow down"):
+        use(server, lambda chat: ask_all(chat, requests), stop_after_failures=3, concurrency=1)
+    assert len(server.seen) == 3 * 31
+
+
+# rates
+
+
+def a_minute_of(server: FaultServer) -> float:
+    """Requests per minute from the first to the last that the server saw."""
+    return 60 * (len(server.seen) - 1) / (server.seen[-1].at - server.seen[0].at)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["set", "by headers"])
+def test_requests_keep_to_the_rate_evenly(server: FaultServer, told: bool) -> None:
+    headers = {"x-ratelimit-limit-requests": "1800", "x-ratelimit-remaining-requests": "1790"}
+
+    async def act(_: Any) -> Any:
+        return web.json_response(completion("fine"), headers=headers if told else {})
+
+    server.always = act
+    settings: dict[str, Any] = {"concurrency": 2} if told else {"requests_per_minute": 1800}
+    use(server, lambda chat: ask_all(chat, [a_request(str(number)) for number in range(60)]), **settings)
+    assert len(server.seen) == 60
+    begin = server.seen[0].at
+    assert sum(seen.at < begin + 0.2 for seen in server.seen) <= 0.7 * 30 + 2
+    assert 1700 < a_minute_of(server) < 1800 * 1.4  # the first half second's worth goes at once
+
+
+def test_tokens_keep_to_the_rate_by_what_was_really_used(server: FaultServer) -> None:
+    """Guessed at 4096 each, used are 10: at 10,000 a second, ten would take four seconds by the guess."""
+    started = time.monotonic()
+    requests = [a_request(str(number), max_tokens=4096) for number in range(10)]
+    use(server, lambda chat: ask_all(chat, requests), tokens_per_minute=600_000)
+    assert time.monotonic() - started < 2
+
+
+def test_where_nothing_remains_nothing_is_sent_until_it_does(server: FaultServer) -> None:
+    async def act(_: Any) -> Any:
+        spent = {"x-ratelimit-limit-tokens": "1000000", "x-ratelimit-remaining-tokens": "0"}
+        return web.json_response(completion("fine"), headers=spent | {"x-ratelimit-reset-tokens": "400ms"})
+
+    server.script = [act]
+
+    async def work(chat: OpenAIChat) -> None:
+        await chat.reply(a_request("first"))
+        await asyncio.gather(*(chat.reply(a_request(str(number))) for number in range(5)))
+
+    use(server, work)
+    first, *others = server.seen
+    assert all(0.39 < seen.at - first.at < 1 for seen in others)
 
 
 # keys

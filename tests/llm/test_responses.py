@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -92,10 +91,6 @@ def test_missing_usage_counts_as_none(usage: Any) -> None:
 
 def test_the_asked_models_name_stands_in_for_a_missing_one() -> None:
     assert read(completion("a") | {"model": None}).model == "asked-model"
-
-
-def test_json_that_was_declared_as_text_is_read() -> None:
-    assert read(json.dumps(completion("a"))).text == "a"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pocket_prompts import judge_prompt, reviser_prompt
 from rapidfuzz.distance import Levenshtein
 
 from anchored.create.clair import Revision, parse
-from anchored.create.leak import find_leak
+from anchored.leak import find_leak
 from anchored.create.replies import Problem
 from anchored.errors import ModelError
 from anchored.pocket.mistakes import student_answer

@@ -213,13 +213,28 @@ def test_every_figure_is_drawn_with_its_axes_named(opened: Opened) -> None:
         """[...document.querySelectorAll('.chart')].map((chart) =>
             [...chart.querySelectorAll('.xtitle, .ytitle')].map((title) => title.textContent))"""
     )
-    assert len(axes) == 10
+    assert len(axes) == 11
     assert all(len(titles) == 2 and all(titles) for titles in axes)
     panels = opened.page.evaluate(
         """['held-out-logp', 'held-out-reward'].map((id) =>
             [...document.getElementById(id).querySelectorAll('.legendtext')].map((entry) => entry.textContent))"""
     )
     assert panels == [["chosen", "rejected"], ["chosen", "rejected"]]
+
+
+def test_the_histograms_of_the_contrast_hold_every_training_pair(opened: Opened) -> None:
+    drawn = opened.page.evaluate(
+        """['jaccard', 'distance', 'length-ratio'].map((id) => {
+            const chart = document.getElementById(id);
+            const bars = chart.querySelectorAll('.bars .point').length;
+            return [bars, chart.data[0].y.reduce((one, other) => one + other), chart.data[0].x.every(isFinite)];
+        })"""
+    )
+    assert all(bars > 0 for bars, _, _ in drawn)
+    assert [pairs for _, pairs, _ in drawn] == [len(hostile_pairs()) + 1] * 3
+    table = opened.page.inner_text("#data")
+    for column in ("Jaccard ↑ (whitespace)", "of longer ↓", "length ratio", "shared prefix ↑", "of shorter ↑", "leaks ↓"):
+        assert column in table
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
