@@ -124,6 +124,7 @@ def test_a_policy_that_runs_elsewhere_is_asked_there(tmp_path: Path, policy: Pat
     assert {row.rejected.model for row in refused} - {""} == {MODEL}
 
 
+@pytest.mark.slow
 def test_every_checkpoint_is_served_for_all_benchmarks(tmp_path: Path, policy: Path) -> None:
     questions = tmp_path / "questions.jsonl"
     lines = (json.dumps({"prompt": f"Add {n} and 5.", "answer": str(n + 5)}) for n in range(3))

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -39,8 +40,6 @@ GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.25
 _HEALTH_SECONDS = 30.0
 _NOTE_SECONDS = 60.0
-_STARTS = 3
-"""A port that was free may be taken a moment later: so many are tried."""
 _TAIL_BYTES, _TAIL_LINES, _LINE_LENGTH = 16384, 6, 240
 
 _PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE", re.IGNORECASE)
@@ -179,25 +178,23 @@ def most_in_flight(served: Served, wanted: int) -> int:
     return 1 if alone else wanted
 
 
-async def start(served: Served, note: Callable[[str], None]) -> Server:
-    """Start a server and wait until it is healthy.
+async def start(served: Served, note: Callable[[str], None], tries: int = 3) -> Server:
+    """Start a server and wait until it is healthy; a port that another process takes first is no end.
 
     Raises ModelError where it is not installed, ends by itself, or is not ready in `start_seconds`; nothing is left
     running then, and neither when this is cancelled.
     """
-    for attempt in range(1, _STARTS + 1):
-        server = Server(served)
-        note(f"{served.name}: starting {served.engine} on {HOST}:{server.port}, log in {served.log}")
-        try:
-            seconds = await _wait_until_healthy(server, note)
-        except BaseException as error:
-            await server.stop()
-            if attempt < _STARTS and isinstance(error, ModelError) and _PORT_TAKEN.search(server.last_lines()):
-                continue
-            raise
-        note(f"{served.name}: {served.engine} is ready after {seconds:.0f} s")
-        return server
-    raise AssertionError
+    server = Server(served)
+    note(f"{served.name}: starting {served.engine} on {HOST}:{server.port}, log in {served.log}")
+    try:
+        seconds = await _wait_until_healthy(server, note)
+    except BaseException as error:
+        await server.stop()
+        if isinstance(error, ModelError) and tries > 1 and _PORT_TAKEN.search(server.last_lines()):
+            return await start(served, note, tries - 1)
+        raise
+    note(f"{served.name}: {served.engine} is ready after {seconds:.0f} s")
+    return server
 
 
 class Server:
@@ -265,7 +262,7 @@ class Server:
 
     def _kill_group(self) -> None:
         try:
-            os.killpg(self._process.pid, 9)
+            os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):  # nobody is left
             return
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -77,6 +77,12 @@ class ServedSampling(Sampling):
             raise ValueError(f"{taken[0]} is set for you: the server is of this model, on a free port of this machine")
         return plain
 
+    @model_validator(mode="after")
+    def _has_a_server(self) -> Self:
+        if (self.serve_options or self.serve_env) and getattr(self, "serve", None) in (None, "pocket"):
+            raise ValueError("serve_options and serve_env are for a server that is started here; set serve too")
+        return self
+
     def shaping_options(self) -> dict[str, Any]:
         """The options of the server that may change what it answers, not only how."""
         return {name: value for name, value in self.serve_options.items() if name not in HOW_OPTIONS}
@@ -102,7 +108,7 @@ class LocalSampling(ServedSampling):
         """What a client of the server of `model` needs. Answers are trained on without thoughts, so none are asked
         for; templates that have no such switch ignore it."""
         return EndpointSettings(
-            **{name: getattr(self, name) for name in (*ServedSampling.model_fields, "concurrency")},
+            **{name: getattr(self, name) for name in (*ServedSampling.model_fields, "serve", "concurrency")},
             model=model,
             timeout_seconds=3600,  # whether the server is alive is seen otherwise
             key_env=None,
@@ -137,6 +143,8 @@ class SampleSettings(LocalSampling):
         if self.base_url is None:
             if self.model or self.key_env:
                 raise ValueError("model and key_env belong to a server that already runs; set base_url too")
+            if self.extra_body and self.serve is None:
+                raise ValueError("extra_body is for the requests to a server; set serve or base_url too")
             return self
         if self.serve:
             raise ValueError(f"serve starts a server and base_url ({self.base_url}) is one that runs; leave one out")

@@ -103,6 +103,9 @@ def test_options_of_a_server_are_written_in_any_way() -> None:
         ({"serve": "vllm", "serve_options": {"host": "0.0.0.0"}}, "host is set for you"),
         ({"serve": "vllm", "serve_options": {"api_key": "x"}}, "api-key is set for you"),
         ({"serve": "pocket"}, "serve"),
+        ({"serve_options": {"tp": 8}}, "set serve too"),
+        ({"serve_env": {"CUDA_VISIBLE_DEVICES": 0}}, "set serve too"),
+        ({"extra_body": {"top_k": 5}}, "set serve or base_url too"),
         ({"serve": "vllm", "base_url": "http://127.0.0.1:1/v1", "model": "m"}, "leave one out"),
         ({"base_url": "http://127.0.0.1:1/v1"}, "model is missing"),
         ({"model": "m"}, "set base_url too"),
@@ -158,3 +161,8 @@ def test_more_endpoints_have_the_same_rules_about_keys() -> None:
 def test_rates_and_prices_are_numbers_that_can_be(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):
         EndpointSettings(model="m", **bad)
+
+
+def test_a_server_that_is_started_is_the_only_one() -> None:
+    with pytest.raises(ValidationError, match="leave out more_endpoints"):
+        EndpointSettings(model="m", serve="vllm", more_endpoints=[{"base_url": "http://127.0.0.1:1/v1"}])  # pyright: ignore[reportArgumentType]

@@ -258,8 +258,9 @@ def test_a_keeper_that_is_killed_takes_the_server_with_it(served: Served) -> Non
         await chat.reply(a_request())
         assert chat._server
         os.kill(chat._server._process.pid, signal.SIGKILL)
+        await asyncio.wait_for(chat._server.ended, 10)
         with pytest.raises(Stopped):
-            await asyncio.wait_for(chat.reply(a_request()), 10)
+            await chat.reply(a_request())
         assert processes.all_gone(str(served.options["mark"]))
 
     use(served, work)
