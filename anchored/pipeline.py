@@ -24,12 +24,16 @@ from anchored.errors import EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
+from anchored.llm.alike import WatchedChat
 from anchored.llm.chat import Chat, Reply, Request
 from anchored.llm.endpoints import Endpoints, open_endpoints
+from anchored.llm.model_folder import model_folder
 from anchored.llm.money import Purse
 from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.replies import Remembered, ReplyStore
-from anchored.llm.settings import EndpointSettings, Sampling
+from anchored.llm.serve import Served, find_program
+from anchored.llm.served_chat import ServedChat
+from anchored.llm.settings import EndpointSettings, Engine, LocalSampling, Sampling, ServedSampling
 from anchored.pocket import world
 from anchored.progress import Progress
 from anchored.recipe import Recipe
@@ -129,13 +133,29 @@ def _begin(run: Run, plan: Plan) -> None:
 
 def _check(run: Run, plan: Plan) -> None:
     """What would fail late fails now: hours of sampling should not end at a misspelt benchmark."""
-    due = {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
+    recipe, due = plan.recipe, {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
     if due:
-        check_template(plan.recipe)
-    if "create" in due and plan.recipe.train.data is None:
-        check_settings(plan.recipe.create)
+        check_template(recipe)
+    if "create" in due and recipe.train.data is None:
+        check_settings(recipe.create)
+        asked = recipe.create.endpoints().values()
+        _check_servers(recipe.create.sample.serve, *(endpoint.serve for endpoint in asked))
     if "evaluate" in due:
-        check_names([_benchmark(name) for name in plan.recipe.evaluate.benchmarks])
+        check_names([_benchmark(name) for name in recipe.evaluate.benchmarks])
+        _check_servers(recipe.evaluate.sample.serve)
+        lora, engine = recipe.train.lora, recipe.evaluate.sample.serve
+        if engine is not None and lora is not None and not lora.merge:
+            raise EvaluationError(
+                f"evaluate.sample.serve: {engine} takes no adapters; set train.lora.merge to true, or leave serve out: "
+                "they answer in this process then"
+            )
+
+
+def _check_servers(*names: str | None) -> None:
+    """Raise for a server software that is not installed."""
+    for name in names:
+        if name is not None and name not in SERVERS:
+            find_program(name)
 
 
 def _create(run: Run, recipe: Recipe, progress: Progress) -> None:
@@ -151,7 +171,7 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
     if recipe.limit is not None:  # fewer prompts than `take` are no surprise then
         settings = settings.model_copy(update={"prompts": settings.prompts.model_copy(update={"take": None})})
     with ReplyStore(run.replies) as store, ExitStack() as servers:
-        chats = _create_chats(recipe, store, servers)
+        chats = _create_chats(run, recipe, store, servers, progress)
         try:
             await create(run, settings, prompts, chats, progress)
         finally:
@@ -159,21 +179,22 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
                 await chat.close()
 
 
-def _create_chats(recipe: Recipe, store: ReplyStore, servers: ExitStack) -> dict[str, Remembered]:
+def _create_chats(
+    run: Run, recipe: Recipe, store: ReplyStore, servers: ExitStack, progress: Progress
+) -> dict[str, Remembered]:
     """Who answers, by role. Roles at one endpoint share its chat, and so its limits; all share the run's money."""
     settings = recipe.create
     asked = settings.endpoints()
     purse = Purse(settings.budget_usd, store.spent()) if any(one.price for one in asked.values()) else None
-    opened: dict[str, OpenAIChat | Endpoints] = {}
-    for endpoint in asked.values():
+    opened: dict[str, OpenAIChat | Endpoints | ServedChat] = {}
+    for role, endpoint in asked.items():
         if _address(endpoint) not in opened:
-            base_url = servers.enter_context(_served(endpoint))
             priced = purse if endpoint.price else None
-            opened[_address(endpoint)] = open_endpoints(endpoint, base_url=base_url, purse=priced)
+            opened[_address(endpoint)] = servers.enter_context(_teacher(role, endpoint, priced, run, progress))
     chats: dict[str, Remembered] = {}
     if settings.asks_policy:
-        local = _local_chat(model_of(recipe), recipe.policy.model, settings.sample.batch_size)
-        chats[POLICY] = store.remember(_CheckedFirst(local, [endpoint.check for endpoint in opened.values()]))
+        policy = _policy(recipe, run, progress)
+        chats[POLICY] = store.remember(_CheckedFirst(policy, [endpoint.check for endpoint in opened.values()]))
     for role, endpoint in asked.items():
         chats[role] = store.remember(opened[_address(endpoint)], purse if endpoint.price else None)
     return chats
@@ -203,7 +224,8 @@ def _evaluate(run: Run, recipe: Recipe, progress: Progress) -> None:
     with ReplyStore(run.replies) as store:
 
         def open_chat(checkpoint: Checkpoint) -> Chat:
-            return store.remember(_local_chat(checkpoint.folder, checkpoint.name, settings.sample.batch_size))
+            log = run.server_log(checkpoint.name)
+            return store.remember(_chat_of(checkpoint.folder, checkpoint.name, settings.sample, log, progress))
 
         asyncio.run(evaluate(run, settings, benchmarks, checkpoints, open_chat, progress))
 
@@ -255,10 +277,28 @@ def model_of(recipe: Recipe) -> str | Path:
     return named() if named else recipe.policy.model
 
 
-def _local_chat(folder: str | Path, name: str, batch_size: int) -> Chat:
+def _policy(recipe: Recipe, run: Run, progress: Progress) -> Chat:
+    """The policy, wherever it answers."""
+    sample = recipe.create.sample
+    if elsewhere := sample.elsewhere():
+        return WatchedChat(OpenAIChat(elsewhere), progress.note)
+    return _chat_of(model_of(recipe), recipe.policy.model, sample, run.server_log("policy"), progress)
+
+
+def _chat_of(folder: str | Path, name: str, sample: LocalSampling, log: Path, progress: Progress) -> Chat:
+    """A model's own weights, in this process or behind a server of their own."""
+    if sample.serve is not None:
+        served = _served(folder, name, sample.serve, sample, log)
+        return WatchedChat(ServedChat(served, sample.endpoint(name), progress.note), progress.note)
     from anchored.llm.local_chat import LocalChat
 
-    return LocalChat(folder, batch_size=batch_size, name=name)
+    return LocalChat(folder, batch_size=sample.batch_size, name=name)
+
+
+def _served(folder: str | Path, name: str, engine: Engine, settings: ServedSampling, log: Path) -> Served:
+    environment = {variable: str(value) for variable, value in settings.serve_env.items()}
+    place = model_folder(folder).resolve()
+    return Served(engine, place, name, log, settings.serve_options, environment, settings.serve_seconds)
 
 
 class _CheckedFirst:
@@ -286,13 +326,18 @@ class _CheckedFirst:
 
 
 @contextmanager
-def _served(settings: EndpointSettings) -> Iterator[str | None]:
-    """The base URL of the server that the settings ask to start; None where the endpoint is somebody else's."""
+def _teacher(
+    role: str, settings: EndpointSettings, purse: Purse | None, run: Run, progress: Progress
+) -> Iterator[OpenAIChat | Endpoints | ServedChat]:
+    """The endpoint that the settings name, or the server that they ask to start."""
     if settings.serve is None:
-        yield None
-        return
-    with SERVERS[settings.serve]() as server:
-        yield server.base_url
+        yield open_endpoints(settings, purse=purse)
+    elif settings.serve == "pocket":
+        with SERVERS[settings.serve]() as server:
+            yield open_endpoints(settings, base_url=server.base_url, purse=purse)
+    else:
+        served = _served(settings.model, settings.model, settings.serve, settings, run.server_log(role))
+        yield ServedChat(served, settings, progress.note)
 
 
 def _prompts(settings: CreateSettings) -> datasets_io.PromptRows:

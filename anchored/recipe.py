@@ -240,7 +240,7 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
     for key, value in settings.items():
         if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
             value = {str(place): one for place, one in enumerate(value)}
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

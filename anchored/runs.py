@@ -98,6 +98,10 @@ class Run:
             raise RecipeError(f"{self.recipe}: holds no settings; restore or delete it")
         return settings
 
+    def server_log(self, name: str) -> Path:
+        """What a server that a stage started for model `name` prints."""
+        return self.folder / f"serve-{name}.log"
+
     def _made(self, stage: str) -> list[Path]:
         """What a stage makes beside what is kept by content."""
         return {

@@ -133,3 +133,37 @@ def test_the_schema_knows_every_section() -> None:
         "evaluate",
         "limit",
     }
+
+
+def test_how_a_model_is_served_may_change_and_what_it_answers_may_not(tmp_path: Path) -> None:
+    path, run = write(tmp_path / "least.yaml", LEAST), Run(tmp_path / "run")
+    recipes.begin(run, recipes.load(path, ["create.sample.serve=vllm"]))
+    recipes.begin(
+        run,
+        recipes.load(
+            path,
+            [
+                "create.sample.serve=vllm",
+                "create.sample.serve_options={tensor_parallel_size: 2}",
+                "create.sample.serve_env={CUDA_VISIBLE_DEVICES: '0,1'}",
+            ],
+        ),
+    )
+    with pytest.raises(RecipeError, match=r"create\.sample\.serve is None"):
+        recipes.begin(run, recipes.load(path))
+    with pytest.raises(RecipeError, match=r"create\.sample\.serve_options\.dtype is 'half'"):
+        recipes.begin(run, recipes.load(path, ["create.sample.serve=vllm", "create.sample.serve_options.dtype=half"]))
+
+
+def recipes_of_the_docs() -> list[tuple[str, str]]:
+    """Every recipe that a page of the docs shows, and where it stands."""
+    pages = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
+    blocks = [(page.name, re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)) for page in pages]
+    return [(page, text) for page, texts in blocks for text in texts if text.startswith("policy:")]
+
+
+@pytest.mark.parametrize(("page", "text"), recipes_of_the_docs())
+def test_every_recipe_of_the_docs_is_valid(tmp_path: Path, page: str, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    recipes.load(path)
