@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from commands import POCKET, anchored
-from fault_server import Act, FaultServer, cuts, echoes_headers, fails, hangs, hangs_up, says, sends
+from fault_server import Act, FaultServer, cuts, echoes_headers, fails, hangs, says, sends
 
 KEY = "sk-proj-AbCdEf0123456789-secret"
 OTHER = "sk-proj-ZyXwVu9876543210-hidden"
-SMALL = ("create.prompts.take=4", "create.prompts.held_out=1", "create.sample.batch_size=8")
+SMALL = ("create.prompts.take=2", "create.prompts.held_out=1", "create.sample.batch_size=8")
 QUICK = {"retries": 1, "stop_after_failures": 2, "timeout_seconds": 2, "patience_seconds": 1}
 
 
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
-        (echoes_headers(400), 2),  # every row is refused: no pairs
-        (echoes_headers(401), 2),
-        (echoes_headers(402), 3),
-        (echoes_headers(403), 2),
-        (echoes_headers(404), 2),
-        (echoes_headers(429), 3),
-        (echoes_headers(500), 3),
-        (echoes_headers(503), 3),
-        (sends(f"Incorrect API key provided: {KEY[:10]}*****{KEY[-4:]}.", "text/plain", 401), 2),
-        (cuts(), 3),
-        (hangs_up(), 3),
-        (hangs(), 3),
-        (sends("no json"), 3),
-        (fails(402, {"message": f"no money for {KEY}"}), 3),
-        (says(f"your key is {KEY[:4]}..."), 2),  # no revision
+        (lambda key: echoes_headers(400), 2),  # every row is refused: no pairs
+        (lambda key: echoes_headers(401), 2),
+        (lambda key: echoes_headers(429), 3),
+        (lambda key: echoes_headers(500), 3),
+        (lambda key: sends(f"Incorrect API key provided: {key[:10]}*****{key[-4:]}.", "text/plain", 401), 2),
+        (lambda key: fails(402, {"message": f"no money for {key}"}), 3),
+        (lambda key: cuts(), 3),
+        (lambda key: hangs(), 3),
+        (lambda key: says(f"your key begins with {key[:4]}"), 2),  # no revision
     ],
+    ids=["400", "401", "429", "500", "starred", "402", "cut", "time-out", "nonsense"],
 )
-def test_the_key_is_nowhere(server: FaultServer, tmp_path: Path, fault: Act, code: int) -> None:
-    server.always = fault
+def test_the_key_is_nowhere(server: FaultServer, tmp_path: Path, fault: Callable[[str], Act], code: int) -> None:
+    server.always = fault(KEY)
     with FaultServer() as second:
-        second.always = fault
+        second.always = fault(OTHER)
         done = anchored(
             "create",
             POCKET,
@@ -49,7 +45,7 @@ def test_the_key_is_nowhere(server: FaultServer, tmp_path: Path, fault: Act, cod
             *(f"create.reviser.{name}={value}" for name, value in QUICK.items()),
             "--out",
             tmp_path / "run",
-            env={"TEST_KEY": KEY, "OTHER_KEY": OTHER, "PYTHONASYNCIODEBUG": "1"},
+            env={"TEST_KEY": KEY, "OTHER_KEY": OTHER},
         )
     assert done.code == code, (done.out, done.err)
     texts = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
