@@ -127,7 +127,8 @@ async def ask_as_anchored(url: str, in_flight: int, count: int, folder: Path) ->
 async def ask_as_plain_client(url: str, in_flight: int, count: int) -> float:
     import openai
 
-    client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
+    # its connections take longer than its default lets them, with so many at once
+    client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
     slots = asyncio.Semaphore(in_flight)
 
     async def work(number: int) -> str | None:

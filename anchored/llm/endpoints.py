@@ -129,7 +129,7 @@ class Endpoints:
             log.warning("set aside, %d of %d endpoints go on: %s", left, len(self._asking), one_line(error))
 
     def _none_left(self) -> AnchoredError:
-        errors = list(self._ended.values())
+        errors = [self._ended[chat] for chat in self._asking]
         # if any may work later, the same command goes on then
         kind = Stopped if any(isinstance(error, Stopped) for error in errors) else ModelError
         return kind(f"none of {len(errors)} endpoints is left: {'; '.join(dict.fromkeys(map(str, errors)))}")

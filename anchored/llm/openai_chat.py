@@ -65,6 +65,8 @@ class OpenAIChat:
         if settings.extra_body:
             self.fingerprint += f" {content_hash(settings.extra_body)}"
         self.base_url = (base_url or settings.base_url).rstrip("/")
+        # whole, for the SDK takes its time to join it
+        self._url = f"{self.base_url}/chat/completions"
         self._settings = settings
         self._purse = purse
         self._gate = Gate(settings.concurrency, Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute))
@@ -174,7 +176,7 @@ class OpenAIChat:
 
     async def _send(self, request: Request, body: dict[str, Any]) -> Reply | Fault:
         started = time.perf_counter()
-        call = self._client.post("/chat/completions", cast_to=self._whole, body=body, options=self._options)
+        call = self._client.post(self._url, cast_to=self._whole, body=body, options=self._options)
         payload = await self._attempt(call, self._settings.timeout_seconds)
         if isinstance(payload, Fault):
             return payload

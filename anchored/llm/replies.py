@@ -14,10 +14,11 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
+from typing import Any
 
 from anchored.errors import DataError
 from anchored.llm.chat import Chat, Reply, Request, Usage
@@ -311,9 +312,9 @@ def _key(fingerprint: str, request: Request, max_tokens: int | None) -> str:
 
 
 def _open_key_of_row(fingerprint: str, request: str) -> str:
-    fields = json.loads(request)
-    messages = tuple(Message(**message) for message in fields["messages"])
-    return _open_key(fingerprint, Request(**{**fields, "messages": messages}))
+    stored = json.loads(request)
+    messages = tuple(Message(**message) for message in stored["messages"])
+    return _open_key(fingerprint, Request(**{**stored, "messages": messages}))
 
 
 class _Call:
@@ -334,23 +335,28 @@ class _Call:
 
 
 def _row(entry: Entry, created: str) -> tuple[str | int, ...]:
-    reply = asdict(replace(entry.reply, raw={}))
-    del reply["raw"]
+    reply = _fields(entry.reply)
+    raw = reply.pop("raw")
     return (
         request_key(entry.fingerprint, entry.request),
         entry.fingerprint,
-        json.dumps(asdict(entry.request)),
-        json.dumps(reply),
-        json.dumps(entry.reply.raw),
+        json.dumps(entry.request, default=_fields),
+        json.dumps(reply, default=_fields),
+        json.dumps(raw),
         created,
         _open_key(entry.fingerprint, entry.request),
         entry.request.max_tokens,
     )
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    """A dataclass as a dict, one level deep: `asdict` copies whole conversations."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
 def _reply(text: str) -> Reply:
-    fields = json.loads(text)
-    return Reply(**{**fields, "usage": Usage(**fields["usage"])})
+    stored = json.loads(text)
+    return Reply(**{**stored, "usage": Usage(**stored["usage"])})
 
 
 def _check_version(connection: sqlite3.Connection, path: Path, schema: str = "main") -> None:
