@@ -91,7 +91,7 @@ async def create(
                 raise _NoPair
     _note_what_failed((training, held_out), progress)
     for what, count in desk.noticed.items():
-        progress.note(f"create: {count} pairs were kept although {NOTICED[what]}; their detail says so")
+        progress.note(f"create: {NOTICED[what]} in {count} of the pairs that were kept; their detail says so")
     if not training.pairs:
         raise DataError(_no_pairs(run.refused, training))
     if settings.target is not None and training.pairs < settings.target:

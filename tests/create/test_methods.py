@@ -240,7 +240,7 @@ def test_an_answer_that_speaks_to_its_judge_is_counted_and_not_judged(tmp_path: 
     summary = make(tmp_path / "run", rows, chosen, Scripted("policy", policy), judge, heard)
     assert summary.outcomes == {"ok": 2, "addresses_judge": 1}
     assert summary.noticed == {"holds_verdict": 1}
-    assert "1 pairs were kept although an answer holds [1] or [2]" in heard.notes[0]
+    assert "not the judge's verdict in 1 of the pairs that were kept" in heard.notes[0]
     assert len(judge.requests) == 2
     (refused,) = read_rows(tmp_path / "run/refused.parquet")
     assert refused.outcome is Outcome.ADDRESSES_JUDGE
