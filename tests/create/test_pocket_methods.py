@@ -106,7 +106,7 @@ def test_roles_at_one_endpoint_share_its_chat_and_so_its_limits(tmp_path: Path) 
 
     async def opened(recipe: recipes.Recipe) -> int:
         with ReplyStore(tmp_path / "replies.sqlite") as store, ExitStack() as servers:
-            chats = _create_chats(recipe, store, servers)
+            chats = _create_chats(Run(tmp_path), recipe, store, servers, Silent())
             for chat in chats.values():
                 await chat.close()
             return len({id(chat._chat) for role, chat in chats.items() if role != "policy"})
