@@ -18,6 +18,12 @@ from anchored.create.replies import Problem, Usable, beginning, is_refusal
 from anchored.llm.verdict import read_verdict
 from anchored.records import Outcome, Pair, Prompt, as_text, content_hash
 
+NOTICED = {
+    "holds_verdict": "an answer holds [1] or [2], which is not the judge's verdict",
+    "addresses_judge": "an answer speaks to its judge",
+}
+"""What a pair may be kept with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pick:
@@ -101,17 +107,18 @@ async def _ranked(prompt: Prompt, first: Usable | Problem, second: Usable | Prob
 def _spoken_to_judge(prompt: Prompt, answers: tuple[Usable, Usable]) -> str:
     task = as_text(prompt)
     words = next(filter(None, (addresses_judge(answer.text, task) for answer in answers)), "")
-    return f"an answer speaks to its judge: {words!r}" if words else ""
+    return f"{NOTICED['addresses_judge']}: {words!r}" if words else ""
 
 
 def _noticed(spoken: str, answers: tuple[Usable, Usable], desk: Desk) -> str:
     """What is to be said of answers that were judged all the same; it is counted as well."""
     if spoken:
         desk.noticed["addresses_judge"] += 1
-    elif any(holds_verdict(answer.text) for answer in answers):
+        return spoken
+    if any(holds_verdict(answer.text) for answer in answers):
         desk.noticed["holds_verdict"] += 1
-        return "an answer holds [1] or [2], which is not the judge's verdict"
-    return spoken
+        return NOTICED["holds_verdict"]
+    return ""
 
 
 async def _pick(

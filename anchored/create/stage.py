@@ -19,7 +19,7 @@ from anchored.create.clair import clair
 from anchored.create.desk import CreateChats, Desk, Used
 from anchored.create.estimate import estimate
 from anchored.create.filters import filtered
-from anchored.create.judge import judge_off_policy, judge_on_policy
+from anchored.create.judge import NOTICED, judge_off_policy, judge_on_policy
 from anchored.create.row_file import RowFile
 from anchored.create.settings import CreateSettings
 from anchored.create.stronger import stronger_preferred
@@ -91,6 +91,8 @@ async def create(
             if not training.pairs:
                 raise _NoPair
     _note_what_failed((training, held_out), progress)
+    for what, count in desk.noticed.items():
+        progress.note(f"create: {NOTICED[what]} in {count} of the pairs that were kept; their detail says so")
     if not training.pairs:
         raise DataError(_no_pairs(run.refused, training))
     if settings.target is not None and training.pairs < settings.target:

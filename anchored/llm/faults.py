@@ -109,7 +109,7 @@ def fault_of_exception(error: Exception) -> Fault:
             return Fault("unreachable", "nobody answered the connection")
     if any(isinstance(cause, TimeoutError) for cause in chain):
         return Fault("again", "no reply in time", most_retries=TIMEOUT_RETRIES)
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError | RecursionError):  # brackets within brackets without end
         return Fault("again", "the reply is no JSON")
     return Fault("again", f"the connection broke ({type(chain[-1]).__name__})")
 

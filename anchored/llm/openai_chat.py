@@ -197,7 +197,7 @@ class OpenAIChat:
                 response = (await call).response
             self._gate.heard(read_quotas(response.headers), sent)
             return json.loads(response.content)
-        except (openai.OpenAIError, aiohttp.ClientError, OSError, ValueError) as error:
+        except (openai.OpenAIError, aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             if isinstance(error, openai.APIStatusError):
                 self._gate.heard(read_quotas(error.response.headers), sent)
             return self._redacted(fault_of_exception(error))

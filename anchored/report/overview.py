@@ -74,6 +74,7 @@ def facts(contents: Contents) -> list[Fact]:
         "Method": contents.setting("create.method"),
         "Teacher": contents.teacher,
         "Teacher's tokens": _tokens(contents),
+        "Noticed in kept pairs": _counts(contents.summary("create").get("noticed") or {}),
         "Training data": contents.setting("train.data"),
         "Objective": contents.setting("train.objective.name"),
         "β": contents.setting("train.objective.beta"),

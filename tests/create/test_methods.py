@@ -235,9 +235,12 @@ def test_an_answer_that_speaks_to_its_judge_is_counted_and_not_judged(tmp_path: 
 
     judge = Scripted("j", lambda _: "Both argue. [2]")
     chosen = settings(method="judge-on-policy", judge={"model": "j"})
-    summary = make(tmp_path / "run", prompts("attack", "cited", "plain"), chosen, Scripted("policy", policy), judge)
+    heard = Heard()
+    rows = prompts("attack", "cited", "plain")
+    summary = make(tmp_path / "run", rows, chosen, Scripted("policy", policy), judge, heard)
     assert summary.outcomes == {"ok": 2, "addresses_judge": 1}
     assert summary.noticed == {"holds_verdict": 1}
+    assert "not the judge's verdict in 1 of the pairs that were kept" in heard.notes[0]
     assert len(judge.requests) == 2
     (refused,) = read_rows(tmp_path / "run/refused.parquet")
     assert refused.outcome is Outcome.ADDRESSES_JUDGE

@@ -82,6 +82,25 @@ def test_pairs_alone_say_how_to_go_on(tmp_path: Path) -> None:
     assert "anchored create" not in text
 
 
+@pytest.mark.parametrize(
+    ("create", "says"),
+    [
+        ({"method": "judge-off-policy", "candidates": [{"model": "a"}], "answers": {"b": "f"}}, "judged by big-judge"),
+        ({"method": "judge-off-policy", "judged": "data"}, "10 judge-off-policy pairs, not trained on yet"),
+        ({"method": "clair", "team": [{"model": "ann"}, {"model": "bob"}, {"model": "ann"}]}, "revised by ann, bob"),
+        ({"method": "stronger-preferred", "stronger": {"model": "best"}}, "won by answers of best"),
+    ],
+)
+def test_who_taught_is_named(tmp_path: Path, create: dict, says: str) -> None:
+    run = Run(tmp_path / "run")
+    write_created(run)
+    write_recipe(run, create={"judge": {"model": "big-judge"}, **create})
+    run.complete("create", {"seconds": 12.0, "noticed": {"holds_verdict": 3}})
+    text = sentences(page_of(run))
+    assert says in text
+    assert "holds_verdict 3" in text
+
+
 def test_a_training_cut_short_shows_its_curves_and_how_it_goes_on(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     write_created(run)
