@@ -152,9 +152,10 @@ def contrast(
     from anchored.report.tables import contrast_table
     from anchored.terminal import print_table
 
+    workers = min(measure.MOST_WORKERS, os.cpu_count() or 1)
     refused = {source: Refusals() for source in data}
     measured = {
-        source: measure.contrast(stream_pairs(source, found, split=split), tokenizer, os.cpu_count() or 1)
+        source: measure.contrast(stream_pairs(source, found, split=split), tokenizer, workers)
         for source, found in refused.items()
     }
     if as_json:
@@ -185,6 +186,10 @@ def convert(
     from anchored.hub.share import Publication, share
     from anchored.terminal import Terminal
 
+    if public and not push_to_hub:
+        raise typer.BadParameter("--public says who may see what is uploaded, and needs --push-to-hub ORG/NAME")
+    if license and not (card or push_to_hub):
+        raise typer.BadParameter("--license stands in the card, and needs --card or --push-to-hub ORG/NAME")
     repository = Repository(push_to_hub, public) if push_to_hub else None
     with Terminal(_out) as progress:
         publication = Publication(repository, card, license)

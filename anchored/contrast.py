@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import signal
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -138,6 +139,8 @@ class Means:
         return MeanContrast(self.pairs, self.tokenizer, *means)
 
 
+MOST_WORKERS = 8
+"""Reading the pairs keeps no more of them busy."""
 _FEW = 2000
 """Pairs that are measured before workers are worth their start."""
 _BATCH = 250
@@ -154,7 +157,8 @@ def _by_workers(pairs: Iterator[Pair], tokenizer: str, workers: int) -> Iterator
     """The contrasts in their order; no more pairs are read than the workers are busy with."""
     batches = iter(lambda: list(islice(pairs, _BATCH)), [])
     # a fork would take along the locks of other threads, which read files
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    context, deaf = get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who waits for them
+    with ProcessPoolExecutor(workers, context, signal.signal, deaf) as pool:
         busy = deque(pool.submit(contrasts, batch, tokenizer) for batch in islice(batches, 2 * workers))
         while busy:
             yield from busy.popleft().result()
@@ -182,8 +186,9 @@ def find_tokenizer(name: str) -> Tokenize:
 def jaccard(a: str, b: str, tokenize: Tokenize = str.split) -> float:
     """|A∩B| / |A∪B| x 100 of the two token sets."""
     first, second = set(tokenize(a)), set(tokenize(b))
-    union = len(first | second)
-    return 100.0 * len(first & second) / union if union else 100.0
+    shared = len(first & second)
+    union = len(first) + len(second) - shared
+    return 100.0 * shared / union if union else 100.0
 
 
 def levenshtein(a: str, b: str) -> int:

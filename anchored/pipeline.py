@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from anchored import datasets_io
 from anchored import recipe as recipes
+from anchored.create.decontaminate import decontaminator
 from anchored.create.desk import check_settings
 from anchored.create.settings import POLICY, CreateSettings
 from anchored.create.stage import create
@@ -343,10 +344,17 @@ def _teacher(
 def _prompts(settings: CreateSettings) -> datasets_io.PromptRows:
     source = settings.prompts
     named = PROMPTS.get(source.data)
+    if named and settings.decontaminate:
+        raise RecipeError(f"create.decontaminate: no benchmark has the prompts of {source.data}; leave it out")
     if named:
         return named(take=source.take, held_out=source.held_out, seed=source.seed)
     return datasets_io.read_prompts(
-        source.data, take=source.take, held_out=source.held_out, seed=source.seed, split=source.split
+        source.data,
+        take=source.take,
+        held_out=source.held_out,
+        seed=source.seed,
+        split=source.split,
+        shared_with_benchmarks=decontaminator(settings.decontaminate).find if settings.decontaminate else None,
     )
 
 

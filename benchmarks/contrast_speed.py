@@ -27,7 +27,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from random import Random
 
-from anchored.contrast import contrast, find_tokenizer, jaccard, levenshtein, shared_prefix
+from anchored.contrast import MOST_WORKERS, contrast, find_tokenizer, jaccard, levenshtein, shared_prefix
 from anchored.datasets_io import PairWriter, Refusals, read_pairs, stream_pairs
 from anchored.leak import find_leak
 from anchored.records import Answer, Pair, as_text, user_prompt
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=29_000)
     parser.add_argument("--characters", type=int, default=2000)
     parser.add_argument("--tokenizer", default="whitespace")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=min(MOST_WORKERS, os.cpu_count() or 1))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -192,7 +192,7 @@ def test_the_command_measures_several_sets_as_a_table_and_as_json(tmp_path: Path
         assert found == {"data": str(name), **asdict(contrast(read_pairs(name).pairs))}
     table = anchored("contrast", *names)
     assert table.code == 0, table.err
-    for says in ("Jaccard", "(whitespace)", "longer", "ratio", "prefix", "shorter", "leaks", "50.0"):
+    for says in ("Jaccard", "(whitespace)", "normalised", "ratio", "prefix", "shorter", "leaks", "50.0"):
         assert says in table.out
     assert "near.jsonl: 1 of 3 rows refused (1 malformed)" in table.out
 

@@ -147,6 +147,20 @@ def test_what_a_source_says_beside_the_conversation_goes_along(tmp_path: Path) -
     assert "list ['a']" in done.left_out["tags"]
 
 
+def test_a_file_without_types_keeps_texts_and_has_numbers_where_scores_stand(tmp_path: Path) -> None:
+    header = "prompt,chosen,rejected,source,score_chosen,score_rejected,margin,turns"
+    (tmp_path / "in.csv").write_text(f"{header}\nWhy?,Because.,No idea.,evol,8.5,,0.5,3\nWho?,Me.,You.,,nan,2,,\n")
+    convert(tmp_path / "in.csv", tmp_path / "out.parquet")
+    beside = [
+        {name: row[name] for name in ("source", "score_chosen", "score_rejected", "margin", "turns")}
+        for row in rows_of(tmp_path / "out.parquet")
+    ]
+    assert beside == [
+        {"source": "evol", "score_chosen": 8.5, "score_rejected": None, "margin": 0.5, "turns": "3"},
+        {"source": "", "score_chosen": None, "score_rejected": 2.0, "margin": None, "turns": ""},
+    ]
+
+
 def test_a_column_that_comes_late_or_changes_its_kind_is_told(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{**STRINGS, "turns": 1} for _ in range(1500)]
     rows[1200] |= {"turns": "many", "late": "x"}

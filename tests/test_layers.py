@@ -69,7 +69,8 @@ def test_modules_form_no_circle_within_a_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["anchored.cli", "anchored.create.stage", "anchored.llm.openai_chat", "anchored.recipe"]
+    "module",
+    ["anchored.cli", "anchored.create.stage", "anchored.llm.openai_chat", "anchored.recipe", "anchored.hub.share"],
 )
 def test_help_and_data_creation_need_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"

@@ -6,7 +6,9 @@ A request that fails is a `Problem` of its row; what ends the stage (ModelError,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -17,6 +19,7 @@ from anchored.create.templates import templates
 from anchored.datasets_io.answers import AnswerFile, JudgedData, check_readable
 from anchored.errors import ReplyError
 from anchored.llm.chat import Request
+from anchored.llm.money import Purse, usage_cost
 from anchored.llm.prompt_files import SLOT, fill
 from anchored.llm.replies import Remembered
 from anchored.llm.settings import Sampling
@@ -44,6 +47,17 @@ class Used:
     completion_tokens: int = 0
 
 
+@dataclass(slots=True)
+class Bill:
+    """What the replies that one row was made of cost, stored ones included."""
+
+    usd: float = 0.0
+
+
+_BILL: ContextVar[Bill] = ContextVar("bill")
+"""Of the row that the running task makes, and the tasks that it starts."""
+
+
 class Desk:
     """What every method works with; made before anything is asked, it finds what is wrong with prompts and filters."""
 
@@ -59,6 +73,21 @@ class Desk:
         filters.check(self.filters)
         self.answers = {name: AnswerFile(source, name) for name, source in settings.answers.items()}
         self.judged = _judged_data(settings)
+
+    @property
+    def purse(self) -> Purse | None:
+        """The run's money, where it is counted."""
+        return next((chat.purse for chat in self._chats.values() if chat.purse), None)
+
+    @contextmanager
+    def bill(self) -> Iterator[Bill]:
+        """The bill of the row that is made in the block."""
+        bill = Bill()
+        token = _BILL.set(bill)
+        try:
+            yield bill
+        finally:
+            _BILL.reset(token)
 
     @property
     def prompt_hashes(self) -> dict[str, str]:
@@ -151,6 +180,9 @@ class Desk:
         used.replies += 1
         used.prompt_tokens += reply.usage.prompt_tokens
         used.completion_tokens += reply.usage.completion_tokens
+        endpoint, bill = self._endpoints.get(role), _BILL.get(None)
+        if bill and endpoint and endpoint.price:
+            bill.usd += usage_cost(endpoint.price, reply.usage)
         return check(reply, whose)
 
 

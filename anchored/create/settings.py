@@ -101,7 +101,7 @@ CLAIR_FILTERS: tuple[Chosen, ...] = (choose("length_ratio"), choose("leak"))
 class CreateSettings(Settings):
     """The `create:` section: how pairs are made from prompts."""
 
-    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd"})
+    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd", "pilot"})
 
     method: Literal["clair", "judge-on-policy", "judge-off-policy", "stronger-preferred"] = "clair"
     """clair: the teacher minimally revises the policy's answer; judge-on-policy: it picks the better of two of them;
@@ -136,6 +136,9 @@ class CreateSettings(Settings):
     budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Most money for the replies of this run, in USD, what earlier processes spent included; null: no limit. Needs the
     price of every endpoint that the method asks."""
+    pilot: int = Field(default=20, ge=0)
+    """Where prices are known, so many rows are made first, and what all will cost is told before the rest is asked; 0:
+    none."""
 
     @model_validator(mode="after")
     def _budget_has_its_prices(self) -> CreateSettings:

@@ -11,12 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from anchored.create.clair import clair
 from anchored.create.desk import CreateChats, Desk, Used
+from anchored.create.estimate import estimate
 from anchored.create.filters import filtered
 from anchored.create.judge import NOTICED, judge_off_policy, judge_on_policy
 from anchored.create.row_file import RowFile
@@ -52,7 +53,7 @@ class CreateSummary:
     """Rows of the training prompts by outcome, the most frequent first."""
     held_out_outcomes: dict[str, int]
     prompts_refused: int
-    """Rows of the data that hold no prompt."""
+    """Rows of the data that hold no prompt, or one that a benchmark has."""
     contrast: dict[str, Any]
     """The pairs' row of Table 1."""
     replies: dict[str, dict[str, Any]]
@@ -122,17 +123,22 @@ async def _make(desk: Desk, prompts: PromptRows, training: RowFile, held_out: Ro
 
     What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
     """
-    target = training.target
-    outcomes: Counter[str] = Counter()
-    progress.start(_TASK, (target or len(prompts.prompts)) + len(prompts.held_out))
+    target, outcomes = training.target, Counter[str]()
+    every = len(prompts.prompts)
+    progress.start(_TASK, (target or every) + len(prompts.held_out))
     try:
         tried = 0
-        while tried < len(prompts.prompts) and (target is None or training.pairs < target):
-            more = len(prompts.prompts) if target is None else _round(target, training.pairs, tried)
-            counted = None if target is None else Outcome.OK
-            await _rows(desk, prompts.prompts[tried : tried + more], training, _Counter(progress, outcomes, counted))
+        while tried < every and (target is None or training.pairs < target):
+            more = min(every - tried, _round(target, training.pairs, tried) if target else every)
+            pilot = desk.settings.pilot if desk.purse and not tried else 0
+            if 1 < pilot < more:
+                more = pilot
+            counter = _Counter(desk, progress, outcomes, Outcome.OK if target else None)
+            await _rows(desk, prompts.prompts[tried : tried + more], training, counter)
             tried += more
-        await _rows(desk, prompts.held_out, held_out, _Counter(progress, outcomes))
+            if pilot == more:
+                _tell_what_all_cost(desk, counter.bills, prompts, training, progress)
+        await _rows(desk, prompts.held_out, held_out, _Counter(desk, progress, outcomes))
     finally:
         progress.finish(_TASK)
 
@@ -145,12 +151,25 @@ def _round(target: int, pairs: int, tried: int) -> int:
     return math.ceil(missing * tried / pairs)
 
 
+def _tell_what_all_cost(
+    desk: Desk, bills: Sequence[float], prompts: PromptRows, training: RowFile, progress: Progress
+) -> None:
+    """The pilot's estimate, before the rest is asked."""
+    assert desk.purse
+    rows = len(prompts.prompts)
+    if training.target:
+        rows = min(rows, len(bills) + _round(training.target, training.pairs, len(bills)))
+    found = estimate(bills, rows + len(prompts.held_out))
+    progress.note(f"create: {found.told(desk.purse.spent_usd, desk.settings.budget_usd)}")
+
+
 async def _rows(desk: Desk, prompts: Prompts, file: RowFile, counter: _Counter) -> None:
     make, filters = METHODS[desk.settings.method], desk.filters
 
     async def row(_: int, prompt: Prompt) -> Pair:
-        pair = filtered(await make(prompt, desk), filters)
-        counter.count(pair.outcome)
+        with desk.bill() as bill:
+            pair = filtered(await make(prompt, desk), filters)
+        counter.count(pair.outcome, bill.usd)
         return pair
 
     await work_in_order(prompts, row, file.put)
@@ -158,25 +177,33 @@ async def _rows(desk: Desk, prompts: Prompts, file: RowFile, counter: _Counter) 
 
 @dataclass(frozen=True, slots=True)
 class _Counter:
-    """Tells how many rows are through."""
+    """Tells how many rows are through, and what is spent."""
 
+    desk: Desk
     progress: Progress
     outcomes: Counter[str]
     counted: Outcome | None = None
     """Only rows with this outcome are steps; None: all are."""
+    bills: list[float] = field(default_factory=list)
+    """USD of each row; the first ones alone."""
 
-    def count(self, outcome: Outcome) -> None:
+    def count(self, outcome: Outcome, usd: float) -> None:
+        if len(self.bills) < self.desk.settings.pilot:
+            self.bills.append(usd)
         self.outcomes[outcome] += 1
-        self.progress.advance(_TASK, int(self.counted in (None, outcome)), **self.outcomes)
+        money = {"usd": self.desk.purse.spent_usd} if self.desk.purse else {}
+        self.progress.advance(_TASK, int(self.counted in (None, outcome)), **self.outcomes, **money)
 
 
 def _note_what_is_missing(settings: CreateSettings, prompts: PromptRows, progress: Progress) -> None:
     take, found = settings.prompts.take, len(prompts.prompts)
     if take is not None and found < take:
         progress.note(f"create: prompts.take asks for {take} prompts, there are {found}")
-    if prompts.refused:
-        first = prompts.refused[0].detail
-        progress.note(f"create: {len(prompts.refused)} rows of the data hold no prompt; the first: {first}")
+    contaminated = [row for row in prompts.refused if row.outcome is Outcome.CONTAMINATED]
+    without = [row for row in prompts.refused if row.outcome is not Outcome.CONTAMINATED]
+    for rows, what in ((without, "hold no prompt"), (contaminated, "are set aside as contaminated")):
+        if rows:
+            progress.note(f"create: {len(rows)} rows of the data {what}; the first: {rows[0].detail}")
 
 
 def _note_what_failed(files: Sequence[RowFile], progress: Progress) -> None:

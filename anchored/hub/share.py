@@ -126,7 +126,8 @@ def _told_recipe(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     used = _TEACHERS.get(create.get("method", ""))
     others = {role for role in _TEACHERS.values() if used and role != used}
     shaped = {name: value for name, value in create.items() if name not in others}
-    return _harmless({"policy": recipe.get("policy"), "create": shaped, "versions": recipe.get("versions")})
+    parts = {**{name: recipe.get(name) for name in ("policy", "create", "limit", "versions")}, "create": shaped}
+    return _harmless({name: part for name, part in parts.items() if part})
 
 
 def _harmless(value: Any) -> Any:

@@ -74,7 +74,7 @@ class OpenAIChat:
         self._refused: set[str] = set()
         self._reached = False
         self._failed_in_a_row = 0
-        self._throttled_since: float | None = None
+        self._held_back_since: float | None = None
         self._over: tuple[type[AnchoredError], str] | None = None
         self._is_over = asyncio.Event()
         self._client = openai.AsyncOpenAI(
@@ -205,7 +205,7 @@ class OpenAIChat:
     def _note_success(self, reply: Reply, characters: int, slot: Slot) -> None:
         self._reached = True
         self._failed_in_a_row = 0
-        self._throttled_since = None
+        self._held_back_since = None
         tokens = reply.usage.prompt_tokens + reply.usage.completion_tokens
         if tokens:
             slot.used(tokens)
@@ -235,15 +235,7 @@ class OpenAIChat:
 
     def _throttle(self, fault: Fault, tries: _Tries, slot: Slot) -> None:
         tries.throttled += 1
-        now = asyncio.get_running_loop().time()
-        self._throttled_since = self._throttled_since or now
-        pause = _backoff(tries.throttled) if fault.wait is None else fault.wait
-        if now + pause - self._throttled_since > self._settings.patience_seconds:
-            self._end(
-                Stopped,
-                f"{self._where()} has answered nothing but {fault.reason} for {now - self._throttled_since:.0f} s; "
-                "the same command goes on when it takes requests again",
-            )
+        pause = self._pause(fault, _backoff(tries.throttled))
         if tries.throttled > MOST_THROTTLES:
             self._no_reply(f"{self._where()} refused the request {tries.throttled} times ({fault.reason})", fault)
         self._gate.too_many(slot)
@@ -257,8 +249,22 @@ class OpenAIChat:
             self._give_up(fault, tries)
         if fault.wait is None:
             return _backoff(tries.failed)
-        self._gate.pause(fault.wait)
+        self._gate.pause(self._pause(fault, fault.wait))
         return 0
+
+    def _pause(self, fault: Fault, seconds: float) -> float:
+        """How long everyone waits after this fault, `seconds` where it does not say; too long in all ends it."""
+        if fault.wait is not None:  # all who share the key have heard the same
+            seconds = fault.wait + random.uniform(0, min(1.0, fault.wait / 10))
+        now = asyncio.get_running_loop().time()
+        self._held_back_since = self._held_back_since or now
+        if now + seconds - self._held_back_since > self._settings.patience_seconds:
+            self._end(
+                Stopped,
+                f"{self._where()} has answered nothing but {fault.reason} for {now - self._held_back_since:.0f} s and "
+                f"wants {seconds:.0f} s more; the same command goes on when it takes requests again",
+            )
+        return seconds
 
     def _give_up(self, fault: Fault, tries: _Tries) -> NoReturn:
         if fault.follows == "unreachable" and not self._reached:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,26 +85,30 @@ def _template() -> Any:
 
 
 def _histograms(contents: Contents) -> list[Any]:
-    each = contents.measured.get("training", [])
+    rows = contents.accepted("training")
     charts = [
         histogram(
-            "jaccard", "Jaccard similarity", "tokens in common, percent", [one.jaccard for one in each], (0, 100)
+            "jaccard", "Jaccard similarity", "tokens in common, percent", _known(row.jaccard for row in rows), (0, 100)
         ),
         histogram(
             "distance",
             "Levenshtein distance",
             "characters to edit, per character of the longer answer",
-            [one.normalised_levenshtein for one in each],
+            _known(row.normalised for row in rows),
             (0, 1),
         ),
         histogram(
             "length-ratio",
             "Length ratio",
             "characters of the chosen answer per character of the rejected one",
-            [one.length_ratio for one in each],
+            _known(row.length_ratio for row in rows),
         ),
     ]
     return [chart for chart in charts if chart]
+
+
+def _known(numbers: Iterable[float | None]) -> list[float]:
+    return [number for number in numbers if number is not None]
 
 
 def _tone(change: float | None) -> int:

@@ -107,17 +107,17 @@ def contrast_table(measured: Mapping[str, MeanContrast]) -> Table:
             "pairs of",
             "n",
             f"Jaccard ↑ ({', '.join(sorted(tokenizers))})",
-            "Levenshtein ↓ (characters)",
-            "of longer ↓",
+            "Levenshtein ↓",
+            "normalised ↓",
             "length ratio",
-            "shared prefix ↑ (characters)",
+            "shared prefix ↑",
             "of shorter ↑",
             "leaks ↓",
         ),
         tuple(rows),
         note=(
-            "Means over pairs; arrows point to the more minimal contrast. Of longer: Levenshtein per character of the "
-            "longer answer; of shorter: the share of the shorter answer that both begin with; leaks: chosen answers "
+            "Means over pairs; arrows point to the more minimal contrast. Levenshtein in characters, normalised by the "
+            "longer answer; shared prefix in characters, and as a share of the shorter answer; leaks: chosen answers "
             "that speak of being a revision."
         ),
     )

@@ -133,3 +133,8 @@ def test_unpaired_rows_are_uploaded_too(hub: Hub, source: Path) -> None:
     assert done.code == 0, done.err
     (source.parent / "got.parquet").write_bytes(hub.repositories["lab/pairs"].files[FILE])
     assert pq.read_table(source.parent / "got.parquet").num_rows == 2 * len(PAIRS)
+
+
+@pytest.mark.parametrize(("option", "needs"), [(("--public",), "--push-to-hub"), (("--license", "mit"), "--card")])
+def test_an_option_without_what_it_is_for_is_told(option: tuple[str, ...], needs: str, source: Path) -> None:
+    assert_refused(anchored("convert", source, source.with_name("out.parquet"), *option), option[0], needs)

@@ -27,7 +27,6 @@ SETTINGS: dict[str, Any] = {
     "save_strategy": "no",
     "logging_steps": 1,
     "disable_tqdm": True,
-    "gradient_checkpointing": False,
 }
 
 
@@ -71,6 +70,7 @@ def test_the_dpo_trainer_takes_a_step_on_our_pairs(layout: Any, source: Path, tm
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     trainer = DPOTrainer(
         model=model,
+        ref_model=make_model(),
         args=DPOConfig(output_dir=str(tmp_path / "trl"), **SETTINGS),
         train_dataset=data,
         processing_class=make_tokenizer(),
@@ -90,6 +90,7 @@ def test_the_kto_trainer_takes_a_step_on_our_answers(source: Path, tmp_path: Pat
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     trainer = KTOTrainer(
         model=model,
+        ref_model=make_model(),
         args=KTOConfig(output_dir=str(tmp_path / "trl"), **SETTINGS),
         train_dataset=data,
         processing_class=make_tokenizer(),

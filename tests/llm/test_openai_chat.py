@@ -327,6 +327,14 @@ def test_nothing_but_429_for_long_stops_the_stage(server: FaultServer) -> None:
 
 
 @pytest.mark.usefixtures("quick_retries")
+def test_an_error_that_asks_to_wait_again_and_again_stops_the_stage_too(server: FaultServer) -> None:
+    server.always = fails(503, {"message": "overloaded"}, headers={"Retry-After": "0.1"})
+    with pytest.raises(Stopped, match="nothing but 503: overloaded"):
+        ask_one(server, patience_seconds=0.35, retries=1000)
+    assert 3 <= len(server.seen) <= 4
+
+
+@pytest.mark.usefixtures("quick_retries")
 def test_a_request_that_is_always_refused_for_its_rate_fails_alone(server: FaultServer) -> None:
     server.always = fails(429)
     with pytest.raises(ReplyError, match="31 times"):

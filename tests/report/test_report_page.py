@@ -235,7 +235,7 @@ def test_the_histograms_of_the_contrast_hold_every_training_pair(opened: Opened)
     table = opened.page.inner_text("#data")
     for column in (
         "Jaccard ↑ (whitespace)",
-        "of longer ↓",
+        "normalised ↓",
         "length ratio",
         "shared prefix ↑",
         "of shorter ↑",

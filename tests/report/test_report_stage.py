@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ from report_runs import (
     write_trained,
 )
 
+from anchored.contrast import contrast
 from anchored.records import Outcome
-from anchored.report.contents import Row
+from anchored.report.contents import Contents, Row
 from anchored.report.pair_rows import MOST_ROWS, choices, for_page, sample
 from anchored.report.stage import report
 from anchored.report.tables import run_tables
@@ -193,6 +195,21 @@ def test_the_terminal_gets_the_tables_of_the_stages_it_ran(tmp_path: Path) -> No
     assert titles == ["Yield", "Contrast", "Scores: pocket · 1 · grade", "Improvement on the starting model"]
     assert [table.title for table in run_tables(run, ("create",))] == ["Yield", "Contrast"]
     assert run_tables(Run(tmp_path / "none"), ("create", "evaluate")) == []
+
+
+def test_the_contrast_is_what_the_stage_said_and_else_measured_anew(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    write_created(run)
+    measured = Contents(run).contrasts
+    assert measured["training"] == contrast(hostile_pairs())
+    assert set(measured) == {"training", "held-out"}
+    run.complete("create", {"contrast": {**asdict(measured["training"]), "leak_rate": 0.25}})
+    again = Contents(run).contrasts
+    assert again["training"].leak_rate == 0.25
+    assert again["held-out"] == measured["held-out"]
+    # of an older version, which measured less
+    run.complete("create", {"contrast": {"tokenizer": "word", "jaccard": 1.0}})
+    assert Contents(run).contrasts["training"] == replace(measured["training"], tokenizer="word")
 
 
 def test_the_headline_is_start_best_and_last(tmp_path: Path) -> None:
