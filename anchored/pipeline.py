@@ -21,6 +21,7 @@ from anchored.create.decontaminate import decontaminator
 from anchored.create.desk import check_settings
 from anchored.create.settings import POLICY, CreateSettings
 from anchored.create.stage import create
+from anchored.create.templates import templates
 from anchored.errors import EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
@@ -83,7 +84,7 @@ def execute(plan: Plan, progress: Progress) -> Run:
         _check(run, plan)
         for stage in plan.stages:
             if stage != "report" and run.summary(stage) is not None:
-                progress.note(f"{stage}: complete")
+                progress.note(f"{stage}: complete{_changed_since(run, plan.recipe) if stage == 'create' else ''}")
                 continue
             _STAGES[stage](run, plan.recipe, progress)
     return run
@@ -150,6 +151,17 @@ def _check(run: Run, plan: Plan) -> None:
                 f"evaluate.sample.serve: {engine} takes no adapters; set train.lora.merge to true, or leave serve out: "
                 "they answer in this process then"
             )
+
+
+def _changed_since(run: Run, recipe: Recipe) -> str:
+    """What to say of prompt files that are no longer those that the pairs were made with."""
+    before = (run.summary("create") or {}).get("prompt_files", {})
+    try:
+        now = templates(recipe.create)
+    except RecipeError:  # a file that is gone: the pairs are there
+        return ""
+    changed = {one.name for role, one in now.items() if role in before and before[role]["sha256"] != one.sha256}
+    return f"; {', '.join(sorted(changed))} changed since, --redo create makes the pairs anew" if changed else ""
 
 
 def _check_servers(*names: str | None) -> None:

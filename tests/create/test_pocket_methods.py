@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from commands import POCKET
+from commands import POCKET, ROOT
+from scripted import Heard
 
 from anchored import recipe as recipes
 from anchored.datasets_io import read_pairs, read_rows
@@ -162,3 +163,20 @@ def test_what_cannot_be_read_binds_no_run_folder(tmp_path: Path, wrong: str, err
     with pytest.raises(AnchoredError, match=error):
         create(tmp_path, wrong)
     assert not Run(tmp_path).has_work()
+
+
+def test_a_complete_run_says_that_its_prompt_file_changed(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text((ROOT / "anchored/create/prompts/reviser.txt").read_text("utf-8"))
+    heard = Heard()
+    with Teacher() as teacher:
+        reviser = f"create.reviser={{model: pocket-teacher, base_url: '{teacher.base_url}', prompt: {mine}}}"
+        plan = Plan(recipes.load(POCKET, [*SMALL, reviser]), tmp_path / "run", ("create",))
+        execute(plan, Silent())
+        execute(plan, heard)
+        mine.write_text(mine.read_text() + "Be kind.\n")
+        execute(plan, heard)
+    assert heard.notes == [
+        "create: complete",
+        f"create: complete; {mine} changed since, --redo create makes the pairs anew",
+    ]

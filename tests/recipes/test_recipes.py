@@ -97,6 +97,20 @@ def test_how_a_run_is_done_may_change(tmp_path: Path) -> None:
     assert run.read_recipe()["train"]["tokens_per_batch"] == 100  # type: ignore[index]
 
 
+def test_how_each_of_several_endpoints_is_asked_may_change(tmp_path: Path) -> None:
+    def recipe(concurrency: int, temperature: float) -> recipes.Recipe:
+        one = {"model": "one", "base_url": "http://127.0.0.1:1/v1", "concurrency": concurrency}
+        other = {"model": "other", "base_url": "http://127.0.0.1:1/v1", "temperature": temperature}
+        create = {"method": "judge-off-policy", "candidates": [one, other]}
+        return recipes.parse({**LEAST, "create": create}, "recipe.yaml")
+
+    run = Run(tmp_path / "run")
+    recipes.begin(run, recipe(8, 0.7))
+    recipes.begin(run, recipe(9, 0.7))
+    with pytest.raises(RecipeError, match=r"create\.candidates\.1\.temperature is 0\.2, .* begun with 0\.7"):
+        recipes.begin(run, recipe(9, 0.2))
+
+
 def test_one_setting_of_a_section_leaves_the_others_at_their_defaults(tmp_path: Path) -> None:
     path = write(tmp_path / "least.yaml", LEAST)
     sample = recipes.load(path, ["evaluate.sample.max_tokens=64"]).evaluate.sample
