@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from hashlib import sha256
 
 from anchored.create import filters
 from anchored.create.replies import Problem, Usable, check, check_text
@@ -20,7 +19,7 @@ from anchored.datasets_io.answers import AnswerFile, JudgedData, check_readable
 from anchored.errors import ReplyError
 from anchored.llm.chat import Request
 from anchored.llm.money import Purse, usage_cost
-from anchored.llm.prompt_files import SLOT, fill
+from anchored.llm.prompt_files import fill
 from anchored.llm.replies import Remembered
 from anchored.llm.settings import Sampling
 from anchored.records import Answer, Message, Outcome, Pair, Prompt
@@ -90,9 +89,9 @@ class Desk:
             _BILL.reset(token)
 
     @property
-    def prompt_hashes(self) -> dict[str, str]:
-        """The sha256 of each prompt file that teachers are asked with, by role."""
-        return {role: sha256(template.encode()).hexdigest() for role, template in self._templates.items()}
+    def prompt_files(self) -> dict[str, dict[str, str]]:
+        """The name and the sha256 of each prompt that teachers are asked with, by role."""
+        return {role: {"prompt": one.name, "sha256": one.sha256} for role, one in self._templates.items()}
 
     @property
     def notes(self) -> list[str]:
@@ -113,8 +112,7 @@ class Desk:
     async def teach(self, role: str, slots: Mapping[str, str], index: int = 0) -> Usable | Problem:
         """The reply of the teacher in a role, the `index`-th, to its prompt with those of the slots that it has."""
         template = self._templates[role]
-        wanted = {name: slots[name] for name in set(SLOT.findall(template))}
-        message = Message("user", fill(template, wanted))
+        message = Message("user", fill(template.text, {name: slots[name] for name in template.slots}))
         return await self._ask(role, self._endpoints[role], (message,), f"the {_name(role)}'s reply", index)
 
     async def answer(self, prompt: Prompt) -> Usable | Problem:

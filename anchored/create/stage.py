@@ -59,8 +59,8 @@ class CreateSummary:
     replies: dict[str, dict[str, Any]]
     """By role (policy, teacher, ...): the model, the tokens of the replies that rows were made of, and how many this
     process asked for and how many it had in the store."""
-    prompt_files: dict[str, str]
-    """The sha256 of each prompt file that a teacher was asked with, by role."""
+    prompt_files: dict[str, dict[str, str]]
+    """Name (`prompt`) and `sha256` of each prompt file that a teacher was asked with, by role."""
     noticed: dict[str, int]
     """Pairs of this process that were kept although something was noticed, which their `detail` says: `holds_verdict`
     (an answer holds [1] or [2]), `addresses_judge`."""
@@ -106,7 +106,7 @@ async def create(
         prompts_refused=len(prompts.refused),
         contrast=asdict(training.contrast()),
         replies={role: _about(chat, desk.used[role]) for role, chat in chats.items()},
-        prompt_files=desk.prompt_hashes,
+        prompt_files=desk.prompt_files,
         noticed=dict(desk.noticed),
         seconds=time.perf_counter() - started,
     )

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from hashlib import sha256
 
 from anchored.create.settings import CreateSettings, JudgeSettings, ReviserSettings, StepSettings, step_role
 from anchored.errors import RecipeError
 from anchored.llm.prompt_files import SLOT, fill, load
 
 
-def templates(settings: CreateSettings) -> dict[str, str]:
-    """The text of every prompt file that the method asks with; raises a RecipeError for a wrong slot."""
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A prompt with its slots."""
+
+    name: str
+    """As the recipe has it: a shipped prompt's or a path."""
+    text: str
+
+    @property
+    def slots(self) -> set[str]:
+        return set(SLOT.findall(self.text))
+
+    @property
+    def sha256(self) -> str:
+        """What `sha256sum` prints of the file."""
+        return sha256(self.text.encode()).hexdigest()
+
+
+def templates(settings: CreateSettings) -> dict[str, Template]:
+    """Every prompt that the method asks with; raises a RecipeError for a wrong slot."""
     found = {}
     for role, endpoint in settings.endpoints().items():
         if isinstance(endpoint, ReviserSettings):
@@ -20,24 +40,23 @@ def templates(settings: CreateSettings) -> dict[str, str]:
     return found | _of_the_team(settings.team)
 
 
-def _with_slots(name: str, slots: Collection[str]) -> str:
-    template = load(name)
-    fill(template, dict.fromkeys(slots, ""))
+def _with_slots(name: str, slots: Collection[str]) -> Template:
+    template = Template(name, load(name))
+    fill(template.text, dict.fromkeys(slots, ""))
     return template
 
 
-def _of_the_team(team: Collection[StepSettings]) -> dict[str, str]:
+def _of_the_team(team: Collection[StepSettings]) -> dict[str, Template]:
     """A step may use what the steps before it made."""
-    found: dict[str, str] = {}
+    found: dict[str, Template] = {}
     slots = {"prompt", "answer"}
     for place, step in enumerate(team):
         name = step.prompt or _default_prompt(step, slots)
-        template = load(name)
-        used = set(SLOT.findall(template))
+        template = Template(name, load(name))
         marks = ", ".join(f"<<{slot}>>" for slot in sorted(slots))
-        if unknown := sorted(used - slots):
+        if unknown := sorted(template.slots - slots):
             raise RecipeError(f"{name}: step {place + 1} of create.team cannot fill <<{unknown[0]}>>; it has {marks}")
-        if not used & {"answer", "revision"}:
+        if not template.slots & {"answer", "revision"}:
             raise RecipeError(f"{name}: step {place + 1} of create.team shows no answer; its prompt needs <<answer>>")
         found[step_role(place)] = template
         slots.add("revision" if step.does == "revise" else "critique")

@@ -6,7 +6,6 @@ for, and a repository with both. Nothing is sent before all of it is written her
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -17,16 +16,14 @@ from typing import Any
 from anchored.cards import told
 from anchored.datasets_io.converting import Converted, check_free, convert
 from anchored.datasets_io.writing import Layout, check_ending
-from anchored.errors import DataError, RecipeError
+from anchored.errors import DataError
 from anchored.hub.card import DATA_FILE, Facts, Observer, TeacherPrompt, data_card
 from anchored.hub.repository import Repository
-from anchored.llm.prompt_files import load
 from anchored.llm.settings import EndpointSettings, SampleSettings
 from anchored.progress import Progress
 from anchored.records import Outcome
 from anchored.runs import Run, write_text
 
-_TEACHERS = {"clair": "reviser", "judge-on-policy": "judge", "stronger-preferred": "stronger"}
 _NOT_TOLD = EndpointSettings.how_only | SampleSettings.how_only
 _SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
 
@@ -109,7 +106,7 @@ def _facts(name: str, layout: Layout, converted: Converted, seen: Observer, run:
         outcomes=_outcomes(converted, run),
         contrast=seen.contrast,
         recipe=_told_recipe(recipe) if recipe else None,
-        teacher_prompts=_teacher_prompts(recipe or {}),
+        teacher_prompts=_teacher_prompts(run),
     )
 
 
@@ -123,11 +120,20 @@ def _outcomes(converted: Converted, run: Run | None) -> Mapping[Outcome, int]:
 def _told_recipe(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the pairs depend on: the policy, how they were made, and the versions; nothing that says where and how."""
     create = dict(recipe.get("create") or {})
-    used = _TEACHERS.get(create.get("method", ""))
-    others = {role for role in _TEACHERS.values() if used and role != used}
-    shaped = {name: value for name, value in create.items() if name not in others}
+    unused = {"reviser", "judge", "stronger"} - _asked(create) if "method" in create else set()
+    shaped = {name: value for name, value in create.items() if name not in unused}
     parts = {**{name: recipe.get(name) for name in ("policy", "create", "limit", "versions")}, "create": shaped}
     return _harmless({name: part for name, part in parts.items() if part})
+
+
+def _asked(create: Mapping[str, Any]) -> set[str]:
+    """The sections of the teachers that a recipe's method asks."""
+    method, best_of = create["method"], create.get("best_of") or {}
+    if method == "clair":
+        return {"team" if create.get("team") else "reviser", *(["judge"] if best_of.get("by") == "judge" else [])}
+    if method == "judge-off-policy" and not (create.get("candidates") or create.get("answers")):
+        return set()
+    return {"stronger" if method == "stronger-preferred" else "judge"}
 
 
 def _harmless(value: Any) -> Any:
@@ -145,14 +151,12 @@ def _is_secret(name: str) -> bool:
     return bool(_SECRET.search(name)) and not name.endswith("_tokens")
 
 
-def _teacher_prompts(recipe: Mapping[str, Any]) -> tuple[TeacherPrompt, ...]:
-    create = recipe.get("create") or {}
-    name = (create.get(_TEACHERS.get(create.get("method", ""), "")) or {}).get("prompt")
-    if not isinstance(name, str):
-        return ()
-    try:
-        text = load(name)
-    except RecipeError:  # a user's file that is not here any more
-        return ()
-    shown = name if name.count("/") == 1 and not Path(name).exists() else told(name)
-    return (TeacherPrompt(shown, hashlib.sha256(text.encode()).hexdigest()),)
+def _teacher_prompts(run: Run | None) -> tuple[TeacherPrompt, ...]:
+    """What the teachers were asked with, as the stage that asked them wrote it down."""
+    files = ((run.summary("create") or {}).get("prompt_files") or {}) if run else {}
+    asked = dict.fromkeys((file["prompt"], file["sha256"]) for file in files.values())
+    return tuple(TeacherPrompt(_shown(name), sha256) for name, sha256 in asked)
+
+
+def _shown(prompt: str) -> str:
+    return prompt if prompt.count("/") == 1 and not Path(prompt).exists() else told(prompt)

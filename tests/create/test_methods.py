@@ -449,7 +449,8 @@ def test_a_prompt_of_ones_own_is_used_and_its_hash_is_kept(tmp_path: Path) -> No
     chosen = settings(reviser={"model": "teacher", "prompt": str(mine)})
     summary = make(tmp_path / "run", prompts("a"), chosen, Scripted("policy", answer_of), teacher)
     assert teacher.requests[0].messages == (Message("user", "Mend The answer to a is known. for a."),)
-    assert summary.prompt_files == {"teacher": hashlib.sha256(mine.read_bytes()).hexdigest()}
+    sha256 = hashlib.sha256(mine.read_bytes()).hexdigest()
+    assert summary.prompt_files == {"teacher": {"prompt": str(mine), "sha256": sha256}}
     kept = Run(tmp_path / "run").summary("create")
     assert kept is not None
     assert kept["prompt_files"] == summary.prompt_files

@@ -215,7 +215,9 @@ def test_a_run_folders_card_tells_its_recipe_without_secrets_and_paths(tmp_path:
         "versions": {"anchored": "0.1.0"},
     }
     run.recipe.write_text(yaml.safe_dump(recipe))
-    run.complete("create", {"outcomes": {"ok": 1, "leak": 3}})
+    sha256 = hashlib.sha256(load("create/reviser").encode()).hexdigest()
+    files = {"teacher": {"prompt": "create/reviser", "sha256": sha256}}
+    run.complete("create", {"outcomes": {"ok": 1, "leak": 3}, "prompt_files": files})
     done = anchored("convert", run.folder, tmp_path / "out.parquet", "--card")
     assert done.code == 0, done.err
     text = (tmp_path / "README.md").read_text()
@@ -231,7 +233,6 @@ def test_a_run_folders_card_tells_its_recipe_without_secrets_and_paths(tmp_path:
         "versions": {"anchored": "0.1.0"},
     }
     assert "| `ok` | 1 | 25.0 % |\n| `leak` | 3 | 75.0 % |" in text
-    sha256 = hashlib.sha256(load("create/reviser").encode()).hexdigest()
     assert f"the teacher was asked with `create/reviser`, sha256 `{sha256}`" in text
     assert "- rejected answers by: `tiny` (1)" in text
     for private in (str(tmp_path), "10.1.2.3", "MY_KEY", "sk-secret"):
