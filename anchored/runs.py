@@ -100,7 +100,7 @@ class Run:
 
     def server_log(self, name: str) -> Path:
         """What a server that a stage started for model `name` prints."""
-        return self.folder / f"serve-{name}.log"
+        return self.folder / f"serve-{name.replace(' ', '-')}.log"
 
     def _made(self, stage: str) -> list[Path]:
         """What a stage makes beside what is kept by content."""

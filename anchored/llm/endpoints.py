@@ -20,7 +20,7 @@ from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.settings import EndpointSettings
 from anchored.runs import one_line
 
-FILES = 512
+OTHER_FILES = 512
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def open_endpoints(
 def _allow_connections(count: int) -> None:
     """Let this process open so many beside its files, as far as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + FILES
+    wanted = count + OTHER_FILES
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -21,7 +21,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,12 +32,15 @@ from typing import Any
 from anchored.errors import ModelError
 from anchored.llm import keeper
 from anchored.llm.model_folder import is_adapter
-from anchored.llm.settings import Engine, Sampling
+from anchored.llm.settings import Engine
 from anchored.runs import one_line
 
 HOST = "127.0.0.1"
 GRACE_SECONDS = 10.0
 """From SIGTERM to SIGKILL."""
+
+_LEAVING_SECONDS = 3.0
+"""From SIGKILL until nobody waits any more for what it killed."""
 
 _POLL_SECONDS = 0.25
 _HEALTH_SECONDS = 30.0
@@ -161,15 +166,14 @@ def request_model(served: Served) -> str:
     return served.name if _ENGINES[served.engine].takes_a_name else str(served.folder)
 
 
-def request_body(engine: Engine, sampling: Sampling, ends: Sequence[int]) -> dict[str, Any]:
+def request_body(engine: Engine, ends: Sequence[int]) -> dict[str, Any]:
     """More keys that a request needs to be answered as it says, and until one of the tokens `ends`."""
     if engine != "transformers":
         return {"stop_token_ids": list(ends)} if ends else {}
-    # it takes the model's own generation config, where temperature alone does not turn sampling on, and 50 is top_k
-    neutral = {"do_sample": sampling.temperature > 0, "top_p": 1.0, "repetition_penalty": 1.0}
-    if sampling.temperature > 0:
-        neutral |= {"top_k": 0, "min_p": 0.0, "typical_p": 1.0}
-    return {"generation_config": json.dumps({**neutral, "eos_token_id": list(ends), "pad_token_id": ends[0]})}
+    # it takes the model's own generation config, where temperature alone does not turn sampling on, and 50 is top_k;
+    # temperature 0 does turn it off
+    drawn = {"do_sample": True, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0}
+    return {"generation_config": json.dumps({**drawn, "eos_token_id": list(ends), "pad_token_id": ends[0]})}
 
 
 def most_in_flight(served: Served, wanted: int) -> int:
@@ -242,29 +246,28 @@ class Server:
     def _stop(self) -> None:
         if self._process.stdin:
             self._process.stdin.close()  # which tells the keeper
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            self._kill_group()
-            self._process.wait()
+        # the next server may want the memory of the last: until nobody is left, not only until all are told to go
+        self._kill_group()
+        self._process.wait()
+        until = time.monotonic() + _LEAVING_SECONDS
+        while _lives(self._process.pid) and time.monotonic() < until:
+            time.sleep(0.02)
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         self._process.wait()
         self._kill_group()  # in case it was the keeper alone that died
-        try:
+        with suppress(RuntimeError):  # the loop is closed: nobody asks any more
             loop.call_soon_threadsafe(self._note_end)
-        except RuntimeError:  # the loop is closed: nobody asks any more
-            return
 
     def _note_end(self) -> None:
         if not self.ended.done():
             self.ended.set_result(None)
 
     def _kill_group(self) -> None:
-        try:
+        with suppress(ProcessLookupError, PermissionError):  # nobody is left
             os.killpg(self._process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # nobody is left
-            return
 
 
 async def _wait_until_healthy(server: Server, note: Callable[[str], None]) -> float:
@@ -301,6 +304,20 @@ async def _is_healthy(port: int) -> bool:
             return response.status == 200
     except (aiohttp.ClientError, OSError, TimeoutError):
         return False
+
+
+def _lives(group: int) -> bool:
+    """Whether any process of a group does more than wait to be reaped."""
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    states = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            state, _, its_group, *_ = file.read_text("utf-8", "replace").rpartition(")")[2].split()
+            states += [state] if int(its_group) == group else []
+    return not states or any(state not in "ZX" for state in states)
 
 
 def _flags(options: Options) -> list[str]:

@@ -96,7 +96,7 @@ class ServedChat:
 
     def _client_settings(self) -> EndpointSettings:
         served, settings = self._served, self._settings
-        body = request_body(served.engine, settings, self._ends())
+        body = request_body(served.engine, self._ends())
         return settings.model_copy(
             update={
                 "model": request_model(served),
