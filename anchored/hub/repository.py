@@ -46,6 +46,8 @@ class Repository:
             )
         if not found.private and not self.public:
             raise DataError(f"{self.name}: is public on the Hub; add --public if the data may be seen by all")
+        if found.private and self.public:
+            raise DataError(f"{self.name}: is private on the Hub; open it there, or leave --public out")
 
     def push(self, file: Path, card: str) -> str:
         """Send the file and its card, in place of the split that stands there; where to look at them."""

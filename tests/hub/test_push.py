@@ -116,6 +116,9 @@ def test_what_is_on_the_hub_is_added_to_by_force_alone(hub: Hub, source: Path) -
 def test_private_data_is_not_added_to_a_public_repository(hub: Hub, source: Path) -> None:
     hub.repositories["lab/pairs"] = Stored(private=False)
     assert_refused(push(hub.url, source, "--force"), "is public on the Hub", "--public")
+    hub.repositories["lab/pairs"].private = True
+    assert_refused(push(hub.url, source, "--force", "--public"), "is private on the Hub", "--public")
+    hub.repositories["lab/pairs"].private = False
     done = push(hub.url, source, "--force", "--public")
     assert done.code == 0, done.err
     assert FILE in hub.repositories["lab/pairs"].files
