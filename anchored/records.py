@@ -58,6 +58,7 @@ class Outcome(StrEnum):
     IDENTICAL = "identical"
     LENGTH_RATIO = "length_ratio"
     LEAK = "leak"
+    DROPPED = "dropped"
     # the judge's verdict
     TIE = "tie"
     DISAGREEMENT = "disagreement"

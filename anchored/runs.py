@@ -22,6 +22,8 @@ import yaml
 from anchored.errors import DataError, RecipeError
 
 STAGES = ("create", "train", "evaluate", "report")
+DECISIONS = "decisions.jsonl"
+"""What people decided about pairs: a file of this name in a run folder, with this ending beside other data."""
 
 
 class Run:
@@ -34,6 +36,7 @@ class Run:
         self.pairs = self.folder / "pairs.parquet"
         self.held_out = self.folder / "held_out.parquet"
         self.refused = self.folder / "refused.parquet"
+        self.decisions = self.folder / DECISIONS
         self.reference = self.folder / "reference.sqlite"
         self.metrics = self.folder / "metrics.jsonl"
         self.trajectories = self.folder / "trajectories.jsonl"

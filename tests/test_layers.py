@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "anchored"
 # a part may import parts of lower rank, and itself; stages have the same rank, so they never import each other
 RANK = {
     **dict.fromkeys(["records", "datasets_io", "runs", "errors", "settings", "progress", "process"], 0),
-    **dict.fromkeys(["llm", "contrast", "objectives", "batches"], 1),
+    **dict.fromkeys(["llm", "contrast", "objectives", "batches", "decisions"], 1),
     **dict.fromkeys(["create", "train", "evaluate", "report"], 2),
-    **dict.fromkeys(["recipe", "pipeline", "plan", "pocket", "terminal", "cli", "__main__"], 3),
+    **dict.fromkeys(["recipe", "pipeline", "plan", "pocket", "inspect", "terminal", "cli", "__main__"], 3),
 }
 FIRST_LAYER = {name for name, rank in RANK.items() if rank == 0}
 TOP_LAYER = {name for name, rank in RANK.items() if rank == 3}

@@ -120,6 +120,9 @@ class CreateSettings(Settings):
     stronger: StrongerSettings = StrongerSettings()
     filters: tuple[Filter, ...] | None = None
     """Which pairs are refused: length_ratio, leak. null: both for clair, none for the others."""
+    decisions: str | None = None
+    """A file in which people decided about pairs (`anchored inspect`): it has the last word after the filters. null:
+    decisions.jsonl of the run folder, if there is one."""
 
     def teacher(self) -> ReviserSettings | JudgeSettings | StrongerSettings:
         """The endpoint that the method asks."""

@@ -21,6 +21,7 @@ from anchored.create.judge import judge_on_policy
 from anchored.create.settings import CreateSettings
 from anchored.create.stronger import stronger_preferred
 from anchored.datasets_io import PromptRows, write_pairs
+from anchored.decisions import Decisions, apply, read_decisions
 from anchored.errors import DataError
 from anchored.llm.ask import work_through
 from anchored.llm.replies import Remembered
@@ -66,7 +67,8 @@ async def create(
     started = time.perf_counter()
     desk = Desk(settings, chats)
     _note_what_is_missing(settings, prompts, progress)
-    rows = await _rows(desk, [*prompts.prompts, *prompts.held_out], progress)
+    decisions = _decisions(run, settings, progress)
+    rows = await _rows(desk, [*prompts.prompts, *prompts.held_out], decisions, progress)
     training, held_out = rows[: len(prompts.prompts)], rows[len(prompts.prompts) :]
     # the refused first: they say why, should there be no pair
     _write_refused(run.refused, {"training": training, "held_out": held_out, "data": prompts.refused})
@@ -91,7 +93,7 @@ async def create(
     return summary
 
 
-async def _rows(desk: Desk, prompts: Sequence[Prompt], progress: Progress) -> list[Pair]:
+async def _rows(desk: Desk, prompts: Sequence[Prompt], decisions: Decisions, progress: Progress) -> list[Pair]:
     """A row of each prompt, in their order: the teacher works while the policy still samples.
 
     What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
@@ -100,7 +102,7 @@ async def _rows(desk: Desk, prompts: Sequence[Prompt], progress: Progress) -> li
     outcomes: Counter[str] = Counter()
 
     async def row(_: int, prompt: Prompt) -> Pair:
-        pair = filtered(await make(prompt, desk), filters)
+        pair = apply(filtered(await make(prompt, desk), filters), decisions)
         outcomes[pair.outcome] += 1
         progress.advance(_TASK, **outcomes)
         return pair
@@ -110,6 +112,16 @@ async def _rows(desk: Desk, prompts: Sequence[Prompt], progress: Progress) -> li
         return await work_through(prompts, row)
     finally:
         progress.finish(_TASK)
+
+
+def _decisions(run: Run, settings: CreateSettings, progress: Progress) -> Decisions:
+    path = Path(settings.decisions).expanduser() if settings.decisions else run.decisions
+    if settings.decisions and not path.exists():
+        raise DataError(f"create.decisions: {path}: no such file; `anchored inspect` writes one")
+    decisions = read_decisions(path)
+    if path.exists():
+        progress.note(f"create: {path}: {decisions.describe()}")
+    return decisions
 
 
 def _note_what_is_missing(settings: CreateSettings, prompts: PromptRows, progress: Progress) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -59,15 +59,30 @@ class PromptRows:
 def read_pairs(source: str | Path, *, take: int | None = None, seed: int = 0, split: str | None = None) -> PairRows:
     """The pairs of a source; with `take`, a uniform seeded sample of at most that many, in the data's order."""
     pairs, refused = [], []
-    for row in read(source, split):
-        pair = _pair_or_refusal(row)
+    for pair in each_pair(source, split=split):
         (pairs if pair.outcome is Outcome.OK else refused).append(pair)
     if not pairs:
-        raise DataError(_nothing_usable(source, "pair", refused))
+        raise DataError(nothing_usable(source, "pair", refused))
     if take is not None:
         ranks = _ranks([content_hash([pair.prompt.id, pair.chosen.text, pair.rejected.text]) for pair in pairs], seed)
         pairs = [pairs[index] for index in sorted(ranks[:take])]
     return PairRows(pairs, refused)
+
+
+def each_pair(source: str | Path, *, split: str | None = None) -> Iterator[Pair]:
+    """Every row of a source, one by one, in the data's order: as a pair, or refused as in `PairRows`."""
+    for row in read(source, split):
+        yield _pair_or_refusal(row)
+
+
+def checked(pair: Pair) -> Pair:
+    """A pair as it is, or refused by name where its prompt or an answer is missing or its answers are the same."""
+    try:
+        layouts.check_prompt(pair.prompt)
+        layouts.check_answers(pair)
+    except Refused as reason:
+        return replace(pair, outcome=reason.outcome, detail=str(reason))
+    return pair
 
 
 def read_training(source: str | Path, *, split: str | None = None) -> TrainingRows:
@@ -86,7 +101,7 @@ def read_training(source: str | Path, *, split: str | None = None) -> TrainingRo
             f"{source}: mixes {len(pairs)} pairs and {len(answers)} unpaired rows; train on one kind at a time"
         )
     if not pairs and not answers:
-        raise DataError(_nothing_usable(source, "pair or labelled answer", refused))
+        raise DataError(nothing_usable(source, "pair or labelled answer", refused))
     return TrainingRows(pairs or answers, refused)
 
 
@@ -108,7 +123,7 @@ def read_prompts(
         else:
             found.setdefault(prompt_id(prompt.messages), prompt)
     if not found:
-        raise DataError(_nothing_usable(source, "prompt", refused))
+        raise DataError(nothing_usable(source, "prompt", refused))
     prompts = _named(found)
     ranks = _ranks(list(found), seed)
     kept = len(ranks) - held_out_count(source, held_out, len(ranks))
@@ -185,7 +200,8 @@ def _refusal(row: Row, reason: Refused) -> Pair:
     return Pair(prompt, Answer(""), Answer(""), outcome=reason.outcome, detail=f"{row.where}: {reason}")
 
 
-def _nothing_usable(source: str | Path, thing: str, refused: Sequence[Pair]) -> str:
+def nothing_usable(source: str | Path, thing: str, refused: Sequence[Pair]) -> str:
+    """Why a source is an error: it has no `thing`; all its rows are in `refused`."""
     if not refused:
         return f"{source}: is empty; it needs at least one {thing}"
     return f"{source}: none of its {len(refused)} rows is a {thing} {_reasons(refused)}"

@@ -30,6 +30,7 @@ MEANINGS = {
     Outcome.IDENTICAL: "chosen and rejected are the same text",
     Outcome.LENGTH_RATIO: "the revision is far longer or shorter than the answer",
     Outcome.LEAK: "the revision speaks of being one",
+    Outcome.DROPPED: "dropped by a person",
     Outcome.TIE: "the judge found no winner",
     Outcome.DISAGREEMENT: "the judge changed its mind with the order of the answers",
     Outcome.UNPARSABLE: "the judge's reply names no winner",

@@ -1,0 +1,207 @@
+"""How `anchored inspect` stands 100,000 pairs: start, memory, search, one pair, and the list while it is scrolled.
+
+    python benchmarks/inspect_load.py --pairs 100000 --browser
+
+A run folder of made-up pairs (answers of about 2 KB, the chosen one a revision of the rejected one; 5 % of the rows
+refused, 1 % held out) is written once; the command itself is started on it and asked over HTTP, as its page asks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+import pyarrow.parquet
+
+from anchored.contrast import contrasts
+from anchored.datasets_io import write_pairs
+from anchored.records import Answer, Outcome, Pair, user_prompt
+from anchored.runs import Run
+
+WORDS = 350
+"""Of an answer: about 2 KB."""
+CHANGED = 0.1
+"""Share of words that a revision replaces."""
+PART = 5000
+NEEDLE = "the needle of row"
+SEARCHES = ("e", "er", "zyx", "needle of row 77", "Revised because", "no such words at all", "ARADA", "lorem ipsum")
+FRAMES = """async () => {
+    const list = document.getElementById('list'), gaps = [];
+    let before = await new Promise(requestAnimationFrame), blank = 0;
+    for (let step = 0; step < 300; step += 1) {
+        list.scrollTop += step < 200 ? 173 : list.scrollHeight / 120;
+        const now = await new Promise(requestAnimationFrame);
+        gaps.push(now - before);
+        before = now;
+        blank += [...list.querySelectorAll('.title')].filter((title) => title.textContent === '…').length > 20;
+    }
+    return { gaps, blank, entries: list.querySelectorAll('.entry').length };
+}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--folder", type=Path, default=Path("build/inspect"))
+    parser.add_argument("--browser", action="store_true", help="scroll the page in a headless Chromium, too")
+    asked = parser.parse_args()
+    run = Run(asked.folder / str(asked.pairs))
+    if not run.pairs.exists():
+        make_run(run, asked.pairs)
+    size = sum(path.stat().st_size for path in (run.pairs, run.held_out, run.refused)) / 2**20
+    print(f"{asked.pairs:,} rows, {size:.0f} MB of parquet")
+    with inspecting(run.folder) as served:
+        print(f"start to address: {served.seconds:.1f} s; memory {served.memory():.0f} MB")
+        measure(served)
+        if asked.browser:
+            scroll(served.address)
+        print(f"memory at the end: {served.memory():.0f} MB, at most {served.memory('VmHWM'):.0f} MB")
+
+
+def make_run(run: Run, n: int) -> None:
+    """Write the files of a run with `n` rows."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    vocabulary = _vocabulary(rng)
+    for path, count, outcome in (
+        (run.held_out, n // 100, Outcome.OK),
+        (run.refused, n // 20, Outcome.LENGTH_RATIO),
+        (run.pairs, n - n // 100 - n // 20, Outcome.OK),
+    ):
+        with _parts(path) as write:
+            for start in range(0, count, PART):
+                stop = min(start + PART, count)
+                write([_pair(rng, vocabulary, f"{path.stem}-{row}", outcome, row) for row in range(start, stop)])
+
+
+@dataclass
+class Served:
+    """The command while it serves."""
+
+    process: subprocess.Popen[str]
+    address: str
+    seconds: float
+    """From its start to the address it prints."""
+
+    def ask(self, path: str, **query: object) -> Any:
+        host, token = self.address.removeprefix("http://").split("/#")
+        connection = http.client.HTTPConnection(host, timeout=60)
+        connection.request("GET", f"{path}?{urlencode(query)}", headers={"X-Anchored-Token": token})
+        return json.loads(connection.getresponse().read())
+
+    def memory(self, which: str = "VmRSS") -> float:
+        """MB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split(f"{which}:")[1].split()[0]) / 1024
+
+
+@contextmanager
+def inspecting(folder: Path) -> Iterator[Served]:
+    """`anchored inspect` on a folder, until the block ends."""
+    command = [sys.executable, "-m", "anchored", "inspect", str(folder), "--no-browser"]
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        lines = [process.stdout.readline().strip() for _ in range(2)]
+        yield Served(process, lines[1], time.perf_counter() - began)
+        process.send_signal(signal.SIGINT)
+
+
+def measure(served: Served) -> None:
+    """Print how long the page's questions take."""
+    for words in SEARCHES:
+        first, found = _timed(lambda words=words: served.ask("/api/view", search=words))
+        again, _ = _timed(lambda words=words: served.ask("/api/view", search=words))
+        print(f"search {words!r}: {found['total']:,} rows in {first:.0f} ms, again {again:.0f} ms")
+    for query in ({"show": "refused"}, {"order": "unlike"}, {"order": "alike"}, {"order": "longer"}):
+        took, view = _timed(lambda query=query: served.ask("/api/view", **query))
+        print(f"view {query}: {view['total']:,} rows in {took:.0f} ms")
+    view = served.ask("/api/view")
+    starts = range(0, view["total"], max(1, view["total"] // 50))
+    lists = [_timed(lambda at=at: served.ask("/api/rows", view=view["view"], start=at, count=100))[0] for at in starts]
+    pairs = [_timed(lambda at=at: served.ask("/api/pair", row=at))[0] for at in starts]
+    print(f"100 rows of the list: {_spread(lists)}; one pair with its differences: {_spread(pairs)}")
+
+
+def scroll(address: str) -> None:
+    """Print what the browser's frames take while the list is scrolled: slowly, then through all of it."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(address)
+        page.locator("#row-5").wait_for()
+        found = page.evaluate(FRAMES)
+        browser.close()
+    gaps = sorted(found["gaps"])
+    print(
+        f"scrolling: {_spread(gaps)} a frame, {gaps[int(len(gaps) * 0.95)]:.0f} ms at the 95th percentile; "
+        f"{found['entries']} rows in the page; {found['blank']} of {len(gaps)} frames before their rows came"
+    )
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Milliseconds and the result."""
+    began = time.perf_counter()
+    result = work()
+    return 1000 * (time.perf_counter() - began), result
+
+
+def _spread(milliseconds: list[float]) -> str:
+    return f"{statistics.median(milliseconds):.0f} ms (at most {max(milliseconds):.0f})"
+
+
+@contextmanager
+def _parts(path: Path) -> Iterator[Callable[[list[Pair]], None]]:
+    """Pairs in parts into one parquet file, as `create` writes them."""
+    part, writer = path.with_name("part.parquet"), None
+
+    def write(pairs: list[Pair]) -> None:
+        nonlocal writer
+        each = contrasts(pairs)
+        columns = ("jaccard", "levenshtein", "length_ratio")
+        write_pairs(part, pairs, {name: [float(getattr(one, name)) for one in each] for name in columns})
+        table = pyarrow.parquet.read_table(part)
+        writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+
+    yield write
+    if writer:
+        writer.close()
+    part.unlink(missing_ok=True)
+
+
+def _vocabulary(rng: np.random.Generator) -> np.ndarray:
+    syllables = [a + b for a in "bcdfglmnprstv" for b in "aeiou"]
+    return np.array(["".join(rng.choice(syllables, rng.integers(1, 5))) for _ in range(8000)], dtype=object)
+
+
+def _pair(rng: np.random.Generator, vocabulary: np.ndarray, name: str, outcome: Outcome, row: int) -> Pair:
+    # common words are common: the square of a uniform number
+    draw = (rng.random((2, WORDS)) ** 2 * len(vocabulary)).astype(int)
+    rejected = vocabulary[draw[0]]
+    chosen = np.where(rng.random(WORDS) < CHANGED, vocabulary[draw[1]], rejected)
+    prompt = user_prompt(f"{' '.join(rejected[:12]).capitalize()}? {NEEDLE} {row}.", id=name)
+    texts = [" ".join(words).capitalize() + "." for words in (chosen, rejected)]
+    rational = f"Revised because {texts[1][:300]}"
+    about = Pair(prompt, Answer(texts[0], "teacher"), Answer(texts[1], "policy"), "clair", rational)
+    return about if outcome is Outcome.OK else replace(about, outcome=outcome, detail="2.314 times as long")
+
+
+if __name__ == "__main__":
+    main()

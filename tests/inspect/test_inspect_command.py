@@ -1,0 +1,156 @@
+"""`anchored inspect` as a user runs it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from commands import ENVIRONMENT, anchored, command
+from report_runs import hostile_pairs, refused_pairs, write_created
+
+from anchored.datasets_io import read_pairs
+from anchored.decisions import DecisionFile, decide
+from anchored.runs import Run
+
+PAIRS = [
+    {"prompt": "Is water wet?", "chosen": "Yes, it is.", "rejected": "Yes."},
+    {"prompt": "Is fire wet?", "chosen": "No, it is not.", "rejected": "No."},
+    {"prompt": "Is ice wet?", "chosen": "It can be.", "rejected": "Yes."},
+]
+
+
+@dataclass
+class Running:
+    """A command that serves, and what it said first."""
+
+    process: subprocess.Popen[str]
+    said: list[str]
+
+    def ask(self, path: str, body: object = None) -> object:
+        host, token = self.said[1].removeprefix("http://").split("/#")
+        connection = http.client.HTTPConnection(host, timeout=20)
+        headers = {"X-Anchored-Token": token, "Content-Type": "application/json"}
+        connection.request("GET" if body is None else "POST", path, body and json.dumps(body), headers)
+        reply = connection.getresponse()
+        assert reply.status == 200
+        return json.loads(reply.read())
+
+    def end(self, by: int = signal.SIGINT) -> tuple[int, str, str]:
+        self.process.send_signal(by)
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out, err
+
+
+@contextmanager
+def inspecting(*arguments: object) -> Iterator[Running]:
+    started = command(("inspect", *arguments, "--no-browser"))
+    with subprocess.Popen(
+        started, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        yield Running(process, [process.stdout.readline().rstrip() for _ in range(3)])
+        process.kill()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "my pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    return path
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_interrupted_and_says_what_was_decided_and_how_to_apply_it(
+    tmp_path: Path, end: int
+) -> None:
+    run = Run(tmp_path / "run")
+    write_created(run, refused_pairs())
+    with inspecting(run.folder) as running:
+        assert running.said[0] == f"{run.folder}: 16 rows; decisions go to {run.decisions}"
+        assert running.said[1].startswith("http://127.0.0.1:")
+        running.ask("/api/decide", {"row": 0, "decision": "drop"})
+        code, out, err = running.end(end)
+    assert code == 0, err
+    assert err == ""
+    assert f"{run.decisions}: 1 decision (1 drop)" in out
+    assert f"anchored create RECIPE --out {run.folder} --redo create" in out
+
+
+def test_nothing_decided_leaves_no_file_and_no_advice(data: Path) -> None:
+    with inspecting(data) as running:
+        assert running.ask("/api/about")["rows"] == 3  # type: ignore[index]
+        code, out, err = running.end()
+        assert (code, out) == (0, ""), err
+    assert [path.name for path in data.parent.iterdir()] == ["my pairs.jsonl"]
+
+
+def test_decisions_beside_a_file_are_written_into_a_new_one(data: Path) -> None:
+    with inspecting(data) as running:
+        running.ask("/api/decide", {"row": 0, "decision": "drop"})
+        running.ask("/api/decide", {"row": 1, "decision": "edit", "texts": {"chosen": "Never."}})
+        _, out, _ = running.end()
+    assert "my pairs.decisions.jsonl: 2 decisions (1 drop, 1 edit)" in out
+    assert "--write" in out
+    written = data.parent / "decided.jsonl"
+    done = anchored("inspect", data, "--write", written)
+    assert done.code == 0, done.err
+    assert "2 of 3 rows" in done.out
+    assert [pair.chosen.text for pair in read_pairs(written).pairs] == ["Never.", "It can be."]
+    # the decisions are no data of the folder
+    written.rename(data.parent.parent / "decided.jsonl")
+    assert len(read_pairs(data.parent).pairs) == 3
+
+
+def test_decisions_and_port_may_be_chosen(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    chosen = tmp_path / "elsewhere" / "mine.jsonl"
+    with inspecting(data, "--decisions", chosen) as running:
+        running.ask("/api/decide", {"row": 2, "decision": "drop"})
+        port = running.said[1].split(":")[2].split("/")[0]
+        taken = anchored("inspect", data, "--port", port, "--no-browser")
+        assert (taken.code, taken.err.count("\n")) == (2, 1)
+        assert f"port {port} is taken" in taken.err
+        running.end()
+    assert len(chosen.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("gone.jsonl",), "no such file"),
+        (("DATA", "--decisions", "gone/d.jsonl"), "name another file with --decisions"),
+        (("DATA", "--port", "70000"), "70000"),
+        (("DATA", "--write", "out.jsonl"), "holds no decision"),
+        (("RUN", "--write", "out.jsonl"), "--redo create"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(
+    data: Path, tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    run = Run(tmp_path / "run")
+    write_created(run)
+    named = {"DATA": data, "RUN": run.folder}
+    done = anchored("inspect", *(named.get(word, word) for word in arguments), "--no-browser")
+    assert done.code == 2, done
+    assert len(done.err.splitlines()) == 1
+    assert says in done.err
+
+
+def test_write_refuses_to_leave_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    write_created(run)
+    file = DecisionFile(tmp_path / "d.jsonl")
+    for pair in hostile_pairs():
+        file.append(decide(pair, "drop"))
+    alone = tmp_path / "alone.parquet"
+    run.pairs.rename(alone)
+    done = anchored("inspect", alone, "--decisions", file.path, "--write", tmp_path / "out.jsonl")
+    assert done.code == 2
+    assert "no pair would be left" in done.err
