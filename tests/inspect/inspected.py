@@ -1,9 +1,11 @@
-"""A served session for the tests of the server and of its page."""
+"""A served session for the tests of the server and of its page, in this process or as the command."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+
+from commands import ENVIRONMENT, command
 
 from anchored.decisions import DecisionFile
 from anchored.inspect.rows import load_rows
@@ -72,6 +76,44 @@ def served(source: Path, decisions: Path) -> Iterator[Served]:
     with Server(session) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield Served(server, decisions)
-        server.shutdown()
-        thread.join()
+        try:
+            yield Served(server, decisions)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@dataclass
+class Running:
+    """A command that serves, and what it said first."""
+
+    process: subprocess.Popen[str]
+    said: list[str]
+
+    def ask(self, path: str, body: object = None) -> object:
+        host, token = self.said[1].removeprefix("http://").split("/#")
+        connection = http.client.HTTPConnection(host, timeout=20)
+        headers = {"X-Anchored-Token": token, "Content-Type": "application/json"}
+        connection.request("GET" if body is None else "POST", path, body and json.dumps(body), headers)
+        reply = connection.getresponse()
+        assert reply.status == 200
+        return json.loads(reply.read())
+
+    def end(self, by: int = signal.SIGINT) -> tuple[int, str, str]:
+        self.process.send_signal(by)
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out, err
+
+
+@contextmanager
+def inspecting(*arguments: object) -> Iterator[Running]:
+    """`anchored inspect ARGUMENTS` while it serves."""
+    started = command(("inspect", *arguments, "--no-browser"))
+    with subprocess.Popen(
+        started, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        try:
+            yield Running(process, [process.stdout.readline().rstrip() for _ in range(3)])
+        finally:
+            process.kill()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, anchored, command
+from commands import anchored
+from inspected import inspecting
 from report_runs import hostile_pairs, refused_pairs, write_created
 
 from anchored.datasets_io import read_pairs
@@ -24,39 +20,6 @@ PAIRS = [
     {"prompt": "Is fire wet?", "chosen": "No, it is not.", "rejected": "No."},
     {"prompt": "Is ice wet?", "chosen": "It can be.", "rejected": "Yes."},
 ]
-
-
-@dataclass
-class Running:
-    """A command that serves, and what it said first."""
-
-    process: subprocess.Popen[str]
-    said: list[str]
-
-    def ask(self, path: str, body: object = None) -> object:
-        host, token = self.said[1].removeprefix("http://").split("/#")
-        connection = http.client.HTTPConnection(host, timeout=20)
-        headers = {"X-Anchored-Token": token, "Content-Type": "application/json"}
-        connection.request("GET" if body is None else "POST", path, body and json.dumps(body), headers)
-        reply = connection.getresponse()
-        assert reply.status == 200
-        return json.loads(reply.read())
-
-    def end(self, by: int = signal.SIGINT) -> tuple[int, str, str]:
-        self.process.send_signal(by)
-        out, err = self.process.communicate(timeout=30)
-        return self.process.returncode, out, err
-
-
-@contextmanager
-def inspecting(*arguments: object) -> Iterator[Running]:
-    started = command(("inspect", *arguments, "--no-browser"))
-    with subprocess.Popen(
-        started, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout
-        yield Running(process, [process.stdout.readline().rstrip() for _ in range(3)])
-        process.kill()
 
 
 @pytest.fixture
@@ -115,7 +78,7 @@ def test_decisions_and_port_may_be_chosen(data: Path, tmp_path: Path) -> None:
         running.ask("/api/decide", {"row": 2, "decision": "drop"})
         port = running.said[1].split(":")[2].split("/")[0]
         taken = anchored("inspect", data, "--port", port, "--no-browser")
-        assert (taken.code, taken.err.count("\n")) == (2, 1)
+        assert taken.code == 2
         assert f"port {port} is taken" in taken.err
         running.end()
     assert len(chosen.read_text().splitlines()) == 1
@@ -126,7 +89,7 @@ def test_decisions_and_port_may_be_chosen(data: Path, tmp_path: Path) -> None:
     [
         (("gone.jsonl",), "no such file"),
         (("DATA", "--decisions", "gone/d.jsonl"), "name another file with --decisions"),
-        (("DATA", "--port", "70000"), "70000"),
+        (("DATA", "--port", "70000"), "65535"),
         (("DATA", "--write", "out.jsonl"), "holds no decision"),
         (("RUN", "--write", "out.jsonl"), "--redo create"),
     ],

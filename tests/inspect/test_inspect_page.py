@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inspected import Served, served
+from inspected import Served, inspecting, served
 from report_runs import HOSTILE, hostile_pairs, pair, refused_pairs, write_created, write_rows
 
 from anchored.datasets_io import read_rows
@@ -68,7 +68,9 @@ def opened(browser: Any, run: Run) -> Iterator[Opened]:
         assert shown.said == []
 
 
-def open_page(browser: Any, server: Served, *, width: int = 1280, scheme: str = "light", address: str = "") -> Opened:
+def open_page(
+    browser: Any, server: Any = None, *, width: int = 1280, scheme: str = "light", address: str = ""
+) -> Opened:
     page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
     shown = Opened(page, server)
     page.on("console", lambda message: shown.said.append(f"{message.type}: {message.text}"))
@@ -117,7 +119,7 @@ def test_the_policy_would_stop_what_got_through(browser: Any, run: Run) -> None:
         opened = open_page(browser, server)
         planted = "<img src=x onerror='window.planted = 7'><a onclick='window.planted = 8'>x</a>"
         opened.page.evaluate("text => document.body.insertAdjacentHTML('afterbegin', text)", planted)
-        opened.page.click("a[onclick]")
+        opened.page.evaluate("document.querySelector('a[onclick]').click()")
         assert opened.page.evaluate("window.planted") is None
         assert opened.page.evaluate("fetch('http://127.0.0.1:1/').then(() => 'asked', () => 'stopped')") == "stopped"
         opened.page.context.close()
@@ -344,9 +346,10 @@ def test_without_the_token_the_page_shows_nothing_and_says_what_to_do(browser: A
 
 
 def test_when_the_server_ends_a_decision_is_not_taken_for_saved(browser: Any, run: Run) -> None:
-    with served(run.folder, run.decisions) as server:
-        opened = open_page(browser, server)
+    with inspecting(run.folder) as running:
+        opened = open_page(browser, address=running.said[1])
         opened.place("1 of 16")
+        assert running.end()[0] == 0
     opened.page.keyboard.press("d")
     _expect()(opened.page.locator("#message")).to_contain_text("The server has ended")
     assert opened.page.inner_text("#progress") == "0 of 16 decided"
