@@ -47,6 +47,7 @@ SERVERS: Mapping[str, Callable[[], AbstractContextManager[Server]]] = {"pocket":
 BENCHMARKS: Mapping[str, Callable[[], Benchmark]] = {"pocket": world.PocketBenchmark}
 
 
+_DECIDED = "; people have decided about pairs since then, --redo create applies it"
 _TRIAL = user_prompt("Is water wet?", id="trial of the template"), (Answer("It is."),)
 
 
@@ -75,7 +76,8 @@ def execute(plan: Plan, progress: Progress) -> Run:
         _check(run, plan)
         for stage in plan.stages:
             if stage != "report" and run.summary(stage) is not None:
-                progress.note(f"{stage}: complete")
+                since = stage == "create" and run.has_new_decisions()
+                progress.note(f"{stage}: complete{_DECIDED if since else ''}")
                 continue
             _STAGES[stage](run, plan.recipe, progress)
     return run

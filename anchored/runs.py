@@ -71,6 +71,13 @@ class Run:
         made = (self.replies, self.reference, self.metrics, self.checkpoints, self._done)
         return any(path.exists() for path in made)
 
+    def has_new_decisions(self) -> bool:
+        """Whether people decided about pairs after `create` was complete."""
+        made = self._done / "create.json"
+        if not (made.exists() and self.decisions.exists()):
+            return False
+        return self.decisions.stat().st_mtime_ns > made.stat().st_mtime_ns
+
     def complete(self, stage: str, summary: dict[str, Any]) -> None:
         """Mark a stage complete: the same command skips it from now on."""
         self._done.mkdir(parents=True, exist_ok=True)

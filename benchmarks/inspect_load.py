@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import shutil
 import signal
 import statistics
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -27,7 +28,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pyarrow.parquet
 
-from anchored.contrast import contrasts
+from anchored.contrast import Contrast, contrasts
 from anchored.datasets_io import write_pairs
 from anchored.records import Answer, Outcome, Pair, user_prompt
 from anchored.runs import Run
@@ -36,7 +37,8 @@ WORDS = 350
 """Of an answer: about 2 KB."""
 CHANGED = 0.1
 """Share of words that a revision replaces."""
-PART = 5000
+DISTINCT = 5000
+"""Pairs whose answers are made up; the others repeat them under prompts and names of their own."""
 NEEDLE = "the needle of row"
 SEARCHES = ("e", "er", "zyx", "needle of row 77", "Revised because", "no such words at all", "ARADA", "lorem ipsum")
 FRAMES = """async () => {
@@ -65,7 +67,7 @@ def main() -> None:
     size = sum(path.stat().st_size for path in (run.pairs, run.held_out, run.refused)) / 2**20
     print(f"{asked.pairs:,} rows, {size:.0f} MB of parquet")
     with inspecting(run.folder) as served:
-        print(f"start to address: {served.seconds:.1f} s; memory {served.memory():.0f} MB")
+        print(f"start: {served.seconds:.1f} s, {served.cpu():.1f} of the CPU; memory {served.memory():.0f} MB")
         measure(served)
         if asked.browser:
             scroll(served.address)
@@ -75,17 +77,14 @@ def main() -> None:
 def make_run(run: Run, n: int) -> None:
     """Write the files of a run with `n` rows."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    vocabulary = _vocabulary(rng)
-    for path, count, outcome in (
-        (run.held_out, n // 100, Outcome.OK),
-        (run.refused, n // 20, Outcome.LENGTH_RATIO),
-        (run.pairs, n - n // 100 - n // 20, Outcome.OK),
-    ):
+    texts = _texts(min(n, DISTINCT))
+    counts = {run.held_out: n // 100, run.refused: n // 20, run.pairs: n - n // 100 - n // 20}
+    for path, count in counts.items():
+        outcome = Outcome.LENGTH_RATIO if path == run.refused else Outcome.OK
         with _parts(path) as write:
-            for start in range(0, count, PART):
-                stop = min(start + PART, count)
-                write([_pair(rng, vocabulary, f"{path.stem}-{row}", outcome, row) for row in range(start, stop)])
+            for start in range(0, count, DISTINCT):
+                rows = range(start, min(start + DISTINCT, count))
+                write([_pair(texts[row % DISTINCT], f"{path.stem}-{row}", outcome, row) for row in rows], texts)
 
 
 @dataclass
@@ -102,6 +101,11 @@ class Served:
         connection = http.client.HTTPConnection(host, timeout=60)
         connection.request("GET", f"{path}?{urlencode(query)}", headers={"X-Anchored-Token": token})
         return json.loads(connection.getresponse().read())
+
+    def cpu(self) -> float:
+        """Seconds of all its threads so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory(self, which: str = "VmRSS") -> float:
         """MB."""
@@ -124,9 +128,11 @@ def inspecting(folder: Path) -> Iterator[Served]:
 def measure(served: Served) -> None:
     """Print how long the page's questions take."""
     for words in SEARCHES:
+        began = served.cpu()
         first, found = _timed(lambda words=words: served.ask("/api/view", search=words))
+        used = 1000 * (served.cpu() - began)
         again, _ = _timed(lambda words=words: served.ask("/api/view", search=words))
-        print(f"search {words!r}: {found['total']:,} rows in {first:.0f} ms, again {again:.0f} ms")
+        print(f"search {words!r}: {found['total']:,} rows in {first:.0f} ms ({used:.0f} of the CPU), again {again:.0f} ms")
     for query in ({"show": "refused"}, {"order": "unlike"}, {"order": "alike"}, {"order": "longer"}):
         took, view = _timed(lambda query=query: served.ask("/api/view", **query))
         print(f"view {query}: {view['total']:,} rows in {took:.0f} ms")
@@ -166,15 +172,24 @@ def _spread(milliseconds: list[float]) -> str:
     return f"{statistics.median(milliseconds):.0f} ms (at most {max(milliseconds):.0f})"
 
 
+@dataclass
+class Texts:
+    """Two answers, and how far they differ."""
+
+    chosen: str
+    rejected: str
+    contrast: Contrast
+
+
 @contextmanager
-def _parts(path: Path) -> Iterator[Callable[[list[Pair]], None]]:
+def _parts(path: Path) -> Iterator[Callable[[list[Pair], list[Texts]], None]]:
     """Pairs in parts into one parquet file, as `create` writes them."""
     part, writer = path.with_name("part.parquet"), None
 
-    def write(pairs: list[Pair]) -> None:
+    def write(pairs: list[Pair], texts: list[Texts]) -> None:
         nonlocal writer
-        each = contrasts(pairs)
         columns = ("jaccard", "levenshtein", "length_ratio")
+        each = [one.contrast for one in texts[: len(pairs)]]
         write_pairs(part, pairs, {name: [float(getattr(one, name)) for one in each] for name in columns})
         table = pyarrow.parquet.read_table(part)
         writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
@@ -186,21 +201,29 @@ def _parts(path: Path) -> Iterator[Callable[[list[Pair]], None]]:
     part.unlink(missing_ok=True)
 
 
-def _vocabulary(rng: np.random.Generator) -> np.ndarray:
+def _texts(n: int) -> list[Texts]:
+    rng = np.random.default_rng(0)
     syllables = [a + b for a in "bcdfglmnprstv" for b in "aeiou"]
-    return np.array(["".join(rng.choice(syllables, rng.integers(1, 5))) for _ in range(8000)], dtype=object)
+    words = ["".join(rng.choice(syllables, rng.integers(1, 5))) for _ in range(8000)]
+    vocabulary = np.array(words, dtype=object)
+    made = []
+    for _ in range(n):
+        # common words are common: the square of a uniform number
+        drawn = (rng.random((2, WORDS)) ** 2 * len(vocabulary)).astype(int)
+        rejected = vocabulary[drawn[0]]
+        chosen = np.where(rng.random(WORDS) < CHANGED, vocabulary[drawn[1]], rejected)
+        answers = [" ".join(one).capitalize() + "." for one in (chosen, rejected)]
+        contrast = contrasts([Pair(user_prompt("?"), Answer(answers[0]), Answer(answers[1]))])[0]
+        made.append(Texts(*answers, contrast))
+    return made
 
 
-def _pair(rng: np.random.Generator, vocabulary: np.ndarray, name: str, outcome: Outcome, row: int) -> Pair:
-    # common words are common: the square of a uniform number
-    draw = (rng.random((2, WORDS)) ** 2 * len(vocabulary)).astype(int)
-    rejected = vocabulary[draw[0]]
-    chosen = np.where(rng.random(WORDS) < CHANGED, vocabulary[draw[1]], rejected)
-    prompt = user_prompt(f"{' '.join(rejected[:12]).capitalize()}? {NEEDLE} {row}.", id=name)
-    texts = [" ".join(words).capitalize() + "." for words in (chosen, rejected)]
-    rational = f"Revised because {texts[1][:300]}"
-    about = Pair(prompt, Answer(texts[0], "teacher"), Answer(texts[1], "policy"), "clair", rational)
-    return about if outcome is Outcome.OK else replace(about, outcome=outcome, detail="2.314 times as long")
+def _pair(texts: Texts, name: str, outcome: Outcome, row: int) -> Pair:
+    prompt = user_prompt(f"{texts.rejected[:80]}? {NEEDLE} {row}.", id=name)
+    answers = Answer(texts.chosen, "teacher"), Answer(texts.rejected, "policy")
+    detail = "" if outcome is Outcome.OK else "2.314 times as long"
+    rational = f"Revised because {texts.rejected[:300]}"
+    return Pair(prompt, *answers, method="clair", rational=rational, outcome=outcome, detail=detail)
 
 
 if __name__ == "__main__":

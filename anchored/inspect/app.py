@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import webbrowser
 from collections import Counter
@@ -63,7 +64,8 @@ def serve(session: Session, asked: Inspection, say: Say) -> None:
     held = session.close()
     if session.path.exists():
         say(f"{session.path}: {held.describe()}")
-        say(_how_to_apply(asked, session.path))
+        for line in _how_to_apply(asked, session.path):
+            say(line)
 
 
 def write_decided(asked: Inspection, out: Path, say: Say) -> None:
@@ -118,10 +120,14 @@ def _has_screen() -> bool:
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
 
 
-def _how_to_apply(asked: Inspection, path: Path) -> str:
+def _how_to_apply(asked: Inspection, path: Path) -> list[str]:
     run = run_of(asked.source)
     if run is None:
-        return f"apply them: anchored inspect {asked.source} --write OUT.parquet"
-    setting = "" if path.resolve() == run.decisions.resolve() else f" create.decisions={path}"
-    command = stage_command(run, "create", "--redo", "create") + setting
-    return f"apply them: {command} (replies are stored, so nothing is paid again)"
+        command = shlex.join(("anchored", "inspect", asked.source, "--write", "OUT.parquet"))
+        return [f"apply them: {command}"]
+    command = stage_command(run, "create", "--redo", "create")
+    if path.resolve() != run.decisions.resolve():
+        command += f" create.decisions={shlex.quote(str(path))}"
+    elif not run.has_new_decisions():
+        return []
+    return [f"apply them: {command} (replies are stored, so nothing is paid again)"]

@@ -269,8 +269,9 @@ function showNothing() {
 function showPair(pair) {
   current = pair;
   editing = null;
-  const [meta, ...rest] = pairView(pair, isMerged());
-  const parts = [meta, ...decisionLines(pair), ...rest];
+  const parts = pairView(pair, isMerged());
+  // what was decided stands first, what cannot be decided after the reason
+  parts.splice(pair.detail && !pair.decision ? 2 : 1, 0, ...decisionLines(pair));
   for (const { name, parts: changes } of pair.before) {
     const details = make("details");
     const answer = pair.method === "clair" ? { chosen: "revision", rejected: "answer" }[name] : `${name} answer`;

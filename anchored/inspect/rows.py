@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow
@@ -26,7 +26,7 @@ from anchored import contrast
 from anchored.datasets_io import each_pair, nothing_usable
 from anchored.errors import DataError
 from anchored.progress import Progress
-from anchored.records import Answer, Message, Outcome, Pair, Prompt
+from anchored.records import Answer, Message, Outcome, Pair, Prompt, Role
 from anchored.report.contents import Group, row_files
 from anchored.runs import Run, one_line
 
@@ -91,6 +91,8 @@ def load_rows(source: str, split: str | None, progress: Progress) -> Rows:
         tables.append(_foreign(str(path), None, group, progress) if table is None else table)
     if not sum(map(len, tables)):
         raise DataError(f"{run.folder}: its files hold no row; see what `anchored create` said")
+    # what reading took beside the rows
+    pyarrow.default_memory_pool().release_unused()
     return Rows(pyarrow.concat_tables(tables))
 
 
@@ -123,7 +125,9 @@ class Rows:
         """One row, refused or not."""
         text = {name: self._text(name, row) for name in ("id", "chosen", "rejected", *_NOTES)}
         return Pair(
-            Prompt(tuple(Message(turn["role"], turn["content"]) for turn in self._turns(row)), text["id"]),
+            Prompt(
+                tuple(Message(cast("Role", turn["role"]), turn["content"]) for turn in self._turns(row)), text["id"]
+            ),
             Answer(text["chosen"], text["chosen_model"]),
             Answer(text["rejected"], text["rejected_model"]),
             method=text["method"],

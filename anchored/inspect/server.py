@@ -77,7 +77,7 @@ class Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         # the base class asks the network for this machine's name, which may take seconds
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[0], self.server_address[1]
+        self.server_name, self.server_port = HOST, self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):  # a browser that went away is no error
