@@ -132,7 +132,9 @@ def measure(served: Served) -> None:
         first, found = _timed(lambda words=words: served.ask("/api/view", search=words))
         used = 1000 * (served.cpu() - began)
         again, _ = _timed(lambda words=words: served.ask("/api/view", search=words))
-        print(f"search {words!r}: {found['total']:,} rows in {first:.0f} ms ({used:.0f} of the CPU), again {again:.0f} ms")
+        print(
+            f"search {words!r}: {found['total']:,} rows in {first:.0f} ms ({used:.0f} of the CPU), again {again:.0f} ms"
+        )
     for query in ({"show": "refused"}, {"order": "unlike"}, {"order": "alike"}, {"order": "longer"}):
         took, view = _timed(lambda query=query: served.ask("/api/view", **query))
         print(f"view {query}: {view['total']:,} rows in {took:.0f} ms")

@@ -81,7 +81,7 @@ async function look() {
   looking.abort();
   looking = new AbortController();
   const { signal } = looking;
-  count.textContent = "…";
+  count.textContent = "looking …";
   const query = {
     show: show.value, decision: decision.value, method: method.value, order: order.value, search: search.value,
   };

@@ -70,6 +70,7 @@ class Session:
         self._title, self._rows, self._file = title, rows, file
         self._known: Decisions | None = None
         self._codes: NDArray[np.int8] = np.zeros(len(rows), np.int8)
+        self._said: dict[int, str] = {}  # notes and edited texts, by row
         self._views: OrderedDict[str, NDArray[np.int64]] = OrderedDict()
         self._lock = threading.RLock()
         self._refresh()
@@ -88,7 +89,7 @@ class Session:
             raise DataError(f"decision {decision!r} is not known; choose from {', '.join(DECIDED)}")
         asked = Query(query.get("show", ""), decision, query.get("method", ""), query.get("search", "").strip(), order)
         self._refresh()
-        found = look(self._rows, self._codes, asked)
+        found = look(self._rows, self._codes, asked, self._saying(asked.search))
         name = secrets.token_hex(8)
         with self._lock:
             self._views[name] = found.rows
@@ -169,11 +170,18 @@ class Session:
         if self._file.decisions is not self._known:  # the file was replaced
             self._known = self._file.decisions
             self._codes[:] = 0
+            self._said.clear()
         if not new:
             return
         for row in self._rows.with_ids({decision.key.id for decision in new}):
             decision = self._state(row).decision
             self._codes[row] = DECIDED.index(decision.kind) if decision else 0
+            self._said[row] = "\n".join((decision.note, *decision.edited.values())).lower() if decision else ""
+
+    def _saying(self, words: str) -> list[int]:
+        """The rows about which people wrote these words."""
+        with self._lock:
+            return [row for row, said in self._said.items() if words.lower() in said]
 
     def _state(self, row: int) -> _State:
         if not 0 <= row < len(self._rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -44,10 +45,11 @@ class View:
     methods: list[list[Any]]
 
 
-def look(rows: Rows, decided: NDArray[np.int8], query: Query) -> View:
-    """The view of a query; `decided` holds a code of each row."""
+def look(rows: Rows, decided: NDArray[np.int8], query: Query, also: Sequence[int] = ()) -> View:
+    """The view of a query; `decided` holds a code of each row, `also` rows that the search is to find, too."""
     every = np.ones(len(rows), bool)
-    said = rows.saying(query.search) if query.search else every
+    said = rows.saying(query.search).copy() if query.search else every
+    said[list(also)] = True
     shown = rows.groups.are(query.show) | rows.outcomes.are(query.show) if query.show else every
     settled = decided == DECIDED.index(query.decision) if query.decision else every
     made = rows.methods.are(query.method) if query.method else every

@@ -7,12 +7,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from commands import anchored
+from commands import POCKET, anchored
 from inspected import inspecting
 from report_runs import hostile_pairs, refused_pairs, write_created
 
-from anchored.datasets_io import read_pairs
+from anchored.datasets_io import read_pairs, read_rows
 from anchored.decisions import DecisionFile, decide
+from anchored.records import Outcome
 from anchored.runs import Run
 
 PAIRS = [
@@ -44,6 +45,26 @@ def test_it_serves_until_it_is_interrupted_and_says_what_was_decided_and_how_to_
     assert err == ""
     assert f"{run.decisions}: 1 decision (1 drop)" in out
     assert f"anchored create RECIPE --out {run.folder} --redo create" in out
+
+
+def test_a_complete_create_stage_says_how_decisions_are_applied_and_applies_them_for_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    create = ("create", POCKET, "create.prompts.take=12", "create.prompts.held_out=1", "--out", run.folder)
+    assert anchored(*create).code == 0
+    before = read_rows(run.pairs)
+    with inspecting(run.folder) as running:
+        running.ask("/api/decide", {"row": 0, "decision": "drop"})
+        _, out, _ = running.end()
+    assert "--redo create" in out
+    assert "people have decided about pairs since then, --redo create applies it" in anchored(*create).out
+    assert anchored(*create, "--redo", "create").code == 0
+    assert read_rows(run.pairs) == before[1:]
+    assert {row.outcome: row.detail for row in read_rows(run.refused)}[Outcome.DROPPED] == "dropped by a person"
+    replies = run.summary("create")["replies"]  # type: ignore[index]
+    assert (replies["policy"]["asked"], replies["teacher"]["asked"]) == (0, 0)
+    assert "--redo" not in anchored(*create).out
+    with inspecting(run.folder) as running:
+        assert "--redo" not in running.end()[1], "all that was decided is applied"
 
 
 def test_nothing_decided_leaves_no_file_and_no_advice(data: Path) -> None:

@@ -203,6 +203,15 @@ def test_decisions_are_in_the_file_and_in_what_is_asked_next(page: Served, run: 
     assert apply(refused[0], held).outcome is Outcome.OK
 
 
+def test_search_finds_what_people_wrote(page: Served) -> None:
+    page.post({"row": 3, "decision": "drop", "note": "Far too Dull"})
+    page.post({"row": 4, "decision": "edit", "texts": {"chosen": "Quite another thing"}})
+    assert page.ask("/api/view", search="too dull")["total"] == 1
+    assert page.ask("/api/view", search="ANOTHER THING")["total"] == 1
+    page.post({"row": 4, "decision": "undo"})
+    assert page.ask("/api/view", search="another thing")["total"] == 0
+
+
 def test_undo_takes_back_and_an_edit_back_to_the_original_is_an_undo(page: Served) -> None:
     original = page.ask("/api/texts", row=1)
     page.post({"row": 1, "decision": "edit", "texts": {"chosen": "Better.", "rejected": "Worse."}})
