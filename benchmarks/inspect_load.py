@@ -49,7 +49,7 @@ FRAMES = """async () => {
         const now = await new Promise(requestAnimationFrame);
         gaps.push(now - before);
         before = now;
-        blank += [...list.querySelectorAll('.title')].filter((title) => title.textContent === '…').length > 20;
+        blank += list.querySelectorAll('[aria-busy]').length > 20;
     }
     return { gaps, blank, entries: list.querySelectorAll('.entry').length };
 }"""
@@ -121,8 +121,10 @@ def inspecting(folder: Path) -> Iterator[Served]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         lines = [process.stdout.readline().strip() for _ in range(2)]
-        yield Served(process, lines[1], time.perf_counter() - began)
-        process.send_signal(signal.SIGINT)
+        try:
+            yield Served(process, lines[1], time.perf_counter() - began)
+        finally:
+            process.send_signal(signal.SIGINT)
 
 
 def measure(served: Served) -> None:

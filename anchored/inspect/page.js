@@ -82,6 +82,7 @@ async function look() {
   looking = new AbortController();
   const { signal } = looking;
   count.textContent = "looking …";
+  article.setAttribute("aria-busy", "true");
   const query = {
     show: show.value, decision: decision.value, method: method.value, order: order.value, search: search.value,
   };
@@ -156,6 +157,7 @@ function emptyEntry(index) {
   item.id = `row-${index}`;
   item.dataset.place = index;
   item.setAttribute("role", "option");
+  item.setAttribute("aria-busy", "true");
   item.setAttribute("aria-setsize", view.total);
   item.setAttribute("aria-posinset", index + 1);
   item.append(make("span", "title", "…"), make("span", "about"));
@@ -163,6 +165,7 @@ function emptyEntry(index) {
 }
 
 function fillEntry(item, entry) {
+  item.removeAttribute("aria-busy");
   item.entry = entry;
   const name = make("span", "title", entry.title);
   name.dir = "auto";
@@ -237,6 +240,7 @@ async function go(index) {
   const { signal } = going;
   at = Math.max(0, Math.min(index, view.total - 1));
   current = null;
+  article.setAttribute("aria-busy", "true");
   place.textContent = view.total ? `${(at + 1).toLocaleString("en")} of ${view.total.toLocaleString("en")}` : "";
   buttons.previous.disabled = at === 0;
   buttons.next.disabled = at >= view.total - 1;
@@ -262,6 +266,7 @@ function bringHitIntoSight(range) {
 }
 
 function showNothing() {
+  article.setAttribute("aria-busy", "false");
   article.replaceChildren(make("p", "empty", search.value ? "No row says this." : "No row is left by these filters."));
   for (const name of ["keep", "drop", "edit", "undo"]) buttons[name].disabled = true;
 }
@@ -269,6 +274,7 @@ function showNothing() {
 function showPair(pair) {
   current = pair;
   editing = null;
+  article.setAttribute("aria-busy", "false");
   const parts = pairView(pair, isMerged());
   // what was decided stands first, what cannot be decided after the reason
   parts.splice(pair.detail && !pair.decision ? 2 : 1, 0, ...decisionLines(pair));

@@ -37,7 +37,8 @@ class Opened:
 
     def loaded(self) -> None:
         """Wait until what was asked for is there."""
-        self.page.wait_for_load_state("networkidle")
+        _expect()(self.page.locator("#pair")).to_have_attribute("aria-busy", "false")
+        _expect()(self.page.locator("#list [aria-busy]")).to_have_count(0)
 
     def decided(self, text: str) -> None:
         _expect()(self.page.locator("#progress")).to_contain_text(text)
@@ -77,7 +78,6 @@ def open_page(
     page.on("pageerror", lambda error: shown.said.append(f"page error: {error}"))
     page.on("request", lambda request: shown.requests.append(request.url))
     page.goto(address or server.server.address)
-    shown.loaded()
     return shown
 
 
