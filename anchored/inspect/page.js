@@ -348,10 +348,10 @@ async function decide(kind, texts = {}) {
 /** Send a decision; what the server then knows of the row stands in the list when this returns. */
 async function write(row, kind, texts, words) {
   const reply = await tell("api/decide", { row, decision: kind, texts, note: words });
-  for (const entries of stretches.values()) {
-    const index = entries?.findIndex((entry) => entry.row === row) ?? -1;
-    if (index >= 0) entries[index] = reply.pair.entry;
-  }
+  // the same pair may stand in several rows
+  const changed = new Map([reply.pair.entry, ...reply.rows].map((entry) => [entry.row, entry]));
+  for (const entries of stretches.values())
+    entries?.forEach((entry, index) => { entries[index] = changed.get(entry.row) ?? entry; });
   tellProgress(reply.decided);
   drawList();
   const now = reply.pair.decision ? NAMES[reply.pair.decision.kind] : "undone";

@@ -144,10 +144,10 @@ class Rows:
 
     def jaccards(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
         """Of these rows, measured where their file does not say; NaN without both answers."""
-        for row in rows:
-            if self._both[row] and np.isnan(self._jaccards[row]):
-                self._jaccards[row] = contrast.jaccard(self._text("chosen", row), self._text("rejected", row))
-        return self._jaccards[rows]
+        asked = np.asarray(rows, np.int64)
+        for row in asked[self._both[asked] & np.isnan(self._jaccards[asked])]:
+            self._jaccards[row] = contrast.jaccard(self._text("chosen", row), self._text("rejected", row))
+        return self._jaccards[asked]
 
     def with_ids(self, ids: Collection[str]) -> list[int]:
         """The rows whose prompts have these ids."""

@@ -137,7 +137,7 @@ class Session:
         return {name: getattr(state.now, name).text for name in ANSWERS}
 
     def decide(self, row: int, kind: str, texts: Mapping[str, str], note: str) -> dict[str, Any]:
-        """Write down a decision; returns the row as `pair` does, and how many are decided.
+        """Write down a decision; returns the row as `pair` does, and every row that it changed as `entries` does.
 
         Raises DataError for one that cannot be, or that cannot be written.
         """
@@ -153,9 +153,11 @@ class Session:
             back = all(well_formed(text) == getattr(state.pair, name).text for name, text in whole.items())
             if kind == "edit" and back and state.decision:
                 kind = "undo"
+            changed = []
             if kind != "undo" or state.decision:
-                self._take_in(self._file.append(decide(state.pair, cast("Kind", kind), whole, note)))
-            return {"pair": self.pair(row), **self._progress()}
+                changed = self._take_in(self._file.append(decide(state.pair, cast("Kind", kind), whole, note)))
+            entries = [self._entry(one) for one in changed[:MOST_ENTRIES]]
+            return {"pair": self.pair(row), "rows": entries, **self._progress()}
 
     def close(self) -> Decisions:
         """Wait for what is being written, and return what holds in the end."""
@@ -166,17 +168,18 @@ class Session:
         with self._lock:
             self._take_in(self._file.refresh())
 
-    def _take_in(self, new: Sequence[Decision]) -> None:
+    def _take_in(self, new: Sequence[Decision]) -> list[int]:
+        """Note what was decided; returns the rows that it is about, for a pair may stand there twice."""
         if self._file.decisions is not self._known:  # the file was replaced
             self._known = self._file.decisions
             self._codes[:] = 0
             self._said.clear()
-        if not new:
-            return
-        for row in self._rows.with_ids({decision.key.id for decision in new}):
+        rows = self._rows.with_ids({decision.key.id for decision in new}) if new else []
+        for row in rows:
             decision = self._state(row).decision
             self._codes[row] = DECIDED.index(decision.kind) if decision else 0
             self._said[row] = "\n".join((decision.note, *decision.edited.values())).lower() if decision else ""
+        return rows
 
     def _saying(self, words: str) -> list[int]:
         """The rows about which people wrote these words."""

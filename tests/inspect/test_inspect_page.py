@@ -337,6 +337,20 @@ def test_a_second_tab_sees_what_the_first_decided_and_nothing_is_lost(opened: Op
     assert [line["decision"] for line in opened.served.lines()] == ["drop", "keep", "drop"]
 
 
+def test_a_pair_that_stands_there_twice_is_decided_about_once(browser: Any, tmp_path: Path) -> None:
+    twice = pair("water is wet", "water is very wet", "p")
+    write_rows(tmp_path / "pairs.parquet", [twice, pair("fire", "a fire", "q"), twice])
+    with served(tmp_path, tmp_path / "decisions.jsonl") as server:
+        opened = open_page(browser, server)
+        opened.place("1 of 3")
+        opened.page.keyboard.press("d")
+        opened.decided("2 of 3 decided: 2 dropped")
+        _expect()(opened.page.locator("#row-0")).to_contain_text("dropped")
+        _expect()(opened.page.locator("#row-2")).to_contain_text("dropped")
+        assert "dropped" not in opened.page.inner_text("#row-1")
+        opened.page.context.close()
+
+
 def test_without_the_token_the_page_shows_nothing_and_says_what_to_do(browser: Any, run: Run) -> None:
     with served(run.folder, run.decisions) as server:
         opened = open_page(browser, server, address=f"http://127.0.0.1:{server.server.server_port}/")
