@@ -206,6 +206,32 @@ def convert(
 
 
 @app.command()
+def inspect(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A run folder, a file, a folder or a Hub id.")],
+    decisions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where decisions go; else into the run folder or beside DATA.")
+    ] = None,
+    port: Annotated[int, typer.Option(metavar="N", help="0: a free one.", min=0, max=65535)] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Which split, where the data has several.")] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write DATA as decided, to parquet or JSONL, and end.")
+    ] = None,
+) -> None:
+    """A page on this machine to look at pairs, search them, and keep, drop or edit them."""
+    from anchored.inspect import app as page
+    from anchored.terminal import Terminal
+
+    asked = page.Inspection(data, decisions, split, port, browser)
+    if write is not None:
+        page.write_decided(asked, write, _say)
+        return
+    with Terminal(_err) as progress:
+        session = page.open_session(asked, progress)
+    page.serve(session, asked, _say)
+
+
+@app.command()
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -319,6 +345,10 @@ def _exit_code_of_the_disk(error: OSError) -> int | None:
         _complain(f"no space left on the disk{place}; free some, and the same command goes on from here")
         return 2
     return None
+
+
+def _say(text: str) -> None:
+    _out.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def _complain(text: str) -> None:

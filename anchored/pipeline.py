@@ -56,6 +56,7 @@ SERVERS: Mapping[str, Callable[[], AbstractContextManager[Server]]] = {"pocket":
 BENCHMARKS: Mapping[str, Callable[[], Benchmark]] = {"pocket": world.PocketBenchmark}
 
 
+_DECIDED = "; people have decided about pairs since then, --redo create applies it"
 _TRIAL = user_prompt("Is water wet?", id="trial of the template"), (Answer("It is."),)
 
 
@@ -154,7 +155,11 @@ def _check(run: Run, plan: Plan) -> None:
 
 
 def _changed_since(run: Run, recipe: Recipe) -> str:
-    """What to say of prompt files that are no longer those that the pairs were made with."""
+    """What to say of decisions about the pairs, and of prompt files that are no longer those they were made with."""
+    return (_DECIDED if run.has_new_decisions() else "") + _changed_prompts(run, recipe)
+
+
+def _changed_prompts(run: Run, recipe: Recipe) -> str:
     before = (run.summary("create") or {}).get("prompt_files", {})
     try:
         now = templates(recipe.create)

@@ -68,6 +68,7 @@ class Outcome(StrEnum):
     # the prompt
     CONTAMINATED = "contaminated"
     MISSING_ANSWER = "missing_answer"
+    DROPPED = "dropped"
     # the judge's verdict
     TIE = "tie"
     DISAGREEMENT = "disagreement"

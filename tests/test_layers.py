@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).parents[1] / "anchored"
 RANK = {
     **dict.fromkeys(["records", "datasets_io", "leak", "cards", "runs", "errors", "settings", "progress"], 0),
     **dict.fromkeys(["process", "own"], 0),
-    **dict.fromkeys(["llm", "contrast", "objectives", "batches"], 1),
+    **dict.fromkeys(["llm", "contrast", "objectives", "batches", "decisions"], 1),
     **dict.fromkeys(["create", "train", "evaluate", "report", "hub"], 2),
-    **dict.fromkeys(["recipe", "pipeline", "plan", "pocket", "terminal", "cli", "__main__"], 3),
+    **dict.fromkeys(["recipe", "pipeline", "plan", "pocket", "inspect", "terminal", "cli", "__main__"], 3),
 }
 FIRST_LAYER = {name for name, rank in RANK.items() if rank == 0}
 TOP_LAYER = {name for name, rank in RANK.items() if rank == 3}

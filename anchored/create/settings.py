@@ -133,6 +133,9 @@ class CreateSettings(Settings):
     filters: tuple[Filter, ...] | None = None
     """Which pairs are refused, in this order (docs/create.md). Null: length_ratio and leak for clair, none for the
     others."""
+    decisions: str | None = None
+    """A file in which people decided about pairs (`anchored inspect`): it has the last word after the filters. null:
+    decisions.jsonl of the run folder, if there is one."""
     budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Most money for the replies of this run, in USD, what earlier processes spent included; null: no limit. Needs the
     price of every endpoint that the method asks."""

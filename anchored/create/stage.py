@@ -24,6 +24,7 @@ from anchored.create.row_file import RowFile
 from anchored.create.settings import CreateSettings
 from anchored.create.stronger import stronger_preferred
 from anchored.datasets_io import PairWriter, PromptRows, Prompts
+from anchored.decisions import Decisions, apply, read_decisions
 from anchored.errors import DataError
 from anchored.llm.ask import work_in_order
 from anchored.llm.replies import Remembered
@@ -193,6 +194,16 @@ class _Counter:
         self.outcomes[outcome] += 1
         money = {"usd": self.desk.purse.spent_usd} if self.desk.purse else {}
         self.progress.advance(_TASK, int(self.counted in (None, outcome)), **self.outcomes, **money)
+
+
+def _decisions(run: Run, settings: CreateSettings, progress: Progress) -> Decisions:
+    path = Path(settings.decisions).expanduser() if settings.decisions else run.decisions
+    if settings.decisions and not path.exists():
+        raise DataError(f"create.decisions: {path}: no such file; `anchored inspect` writes one")
+    decisions = read_decisions(path)
+    if path.exists():
+        progress.note(f"create: {path}: {decisions.describe()}")
+    return decisions
 
 
 def _note_what_is_missing(settings: CreateSettings, prompts: PromptRows, progress: Progress) -> None:

@@ -54,7 +54,7 @@ def pair(columns: Columns) -> Pair:
     """A row as a pair; one of our own that was refused keeps its outcome."""
     found = _best_against_worst(columns) if "completions" in columns else _chosen_and_rejected(columns)
     if found.outcome is Outcome.OK:
-        _check_answers(found)
+        check_answers(found)
     return found
 
 
@@ -256,7 +256,13 @@ def _scored(completions: Sequence[Columns]) -> list[tuple[float, int]]:
     return sorted((score, index) for score, index in found if score is not None)
 
 
-def _check_answers(found: Pair) -> None:
+def check_prompt(found: Prompt) -> None:
+    """Raise Refused where there is no prompt, as in rows that could not be read."""
+    _complete(found.messages)
+
+
+def check_answers(found: Pair) -> None:
+    """Raise Refused where an answer is empty or both are the same: there is nothing to learn from such a pair."""
     for name, answer in (("chosen", found.chosen), ("rejected", found.rejected)):
         if not answer.text.strip():
             raise Refused(Outcome.EMPTY, f"the {name} answer is empty")

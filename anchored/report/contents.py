@@ -82,12 +82,7 @@ class Contents:
     @cached_property
     def rows(self) -> list[Row]:
         """Training pairs, held-out pairs and refused rows, each in the order of its file."""
-        files: dict[Group, Path] = {
-            "training": self.run.pairs,
-            "held-out": self.run.held_out,
-            "refused": self.run.refused,
-        }
-        return [row for group, path in files.items() if path.exists() for row in _rows(path, group)]
+        return [row for group, path in row_files(self.run).items() for row in _rows(path, group)]
 
     def accepted(self, group: Group) -> list[Row]:
         return [row for row in self.rows if row.group == group and row.pair.outcome is Outcome.OK]
@@ -131,6 +126,12 @@ class Contents:
     @property
     def improvements(self) -> Sequence[Mapping[str, Any]]:
         return self.summary("evaluate").get("improvement", ())
+
+
+def row_files(run: Run) -> dict[Group, Path]:
+    """The files of rows that a run folder has."""
+    files: dict[Group, Path] = {"training": run.pairs, "held-out": run.held_out, "refused": run.refused}
+    return {group: path for group, path in files.items() if path.exists()}
 
 
 def _rows(path: Path, group: Group) -> list[Row]:

@@ -10,6 +10,7 @@ from anchored.records import Outcome, Score
 from anchored.report.contents import Contents
 from anchored.report.scoreboard import Scoreboard
 from anchored.report.tables import duration, signed
+from anchored.runs import Run
 
 _TEACHES = {
     "clair": "revised by {}",
@@ -194,7 +195,7 @@ def _scores_gap(contents: Contents) -> Gap | None:
         return None
     if contents.recipe and not contents.setting("evaluate.benchmarks"):
         return Gap("The recipe names no benchmark (evaluate.benchmarks), so nothing was scored.")
-    return Gap("There are no scores yet:", _stage_command(contents, "evaluate"), "makes them.")
+    return Gap("There are no scores yet:", stage_command(contents.run, "evaluate"), "makes them.")
 
 
 def _data_gap(contents: Contents) -> Gap | None:
@@ -203,14 +204,14 @@ def _data_gap(contents: Contents) -> Gap | None:
     data = contents.setting("train.data")
     if data:
         return Gap("The run's pairs are not its own:", shlex.join(("anchored", "contrast", data)), "measures them.")
-    return Gap("There are no pairs yet:", _stage_command(contents, "create"), "makes them.")
+    return Gap("There are no pairs yet:", stage_command(contents.run, "create"), "makes them.")
 
 
 def _training_gap(contents: Contents) -> Gap | None:
     if not contents.metrics:
-        return Gap("Nothing is trained yet:", _stage_command(contents, "train"), "does it.")
+        return Gap("Nothing is trained yet:", stage_command(contents.run, "train"), "does it.")
     if not contents.summary("train"):
-        return Gap("Training has not come to its end:", _stage_command(contents, "train"), "goes on from here.")
+        return Gap("Training has not come to its end:", stage_command(contents.run, "train"), "goes on from here.")
     return None
 
 
@@ -220,5 +221,6 @@ def _held_out_gap(contents: Contents) -> Gap | None:
     return Gap("No pairs were held out (create.prompts.held_out), so there is nothing to follow through training.")
 
 
-def _stage_command(contents: Contents, stage: str) -> str:
-    return shlex.join(("anchored", stage, "RECIPE", "--out", str(contents.run.folder)))
+def stage_command(run: Run, stage: str, *options: str) -> str:
+    """The command that does one stage of a run folder."""
+    return shlex.join(("anchored", stage, "RECIPE", "--out", str(run.folder), *options))

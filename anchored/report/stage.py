@@ -18,7 +18,7 @@ from typing import Any
 from anchored.report import overview
 from anchored.report.charts import held_out_charts, histogram, score_chart, training_charts
 from anchored.report.contents import Contents
-from anchored.report.pair_rows import choices, for_page, sample
+from anchored.report.pair_rows import choices, for_page, sample, tally
 from anchored.report.tables import contrast_table, improvement_table, signed, yield_table
 from anchored.runs import Run, write_text
 
@@ -46,7 +46,9 @@ def _page(contents: Contents) -> str:
         "charts": [{"id": chart.id, "data": chart.data, "layout": chart.layout} for chart in charts],
         "rows": [for_page(row) for row in pairs.rows],
     }
-    scripts = [*([get_plotlyjs()] if charts else []), (_HERE / "page.js").read_text("utf-8")]
+    plotly = [get_plotlyjs()] if charts else []
+    scripts = [*plotly, *((_HERE / name).read_text("utf-8") for name in ("pair.js", "page.js"))]
+    style = "".join((_HERE / name).read_text("utf-8") for name in ("look.css", "page.css"))
     improvements = contents.improvements
     return _template().render(
         title=contents.run.folder.resolve().name,
@@ -63,11 +65,11 @@ def _page(contents: Contents) -> str:
         contrast=contrast_table(contents.contrasts),
         histograms=histograms,
         pairs=pairs,
-        choices=choices(pairs.rows),
+        choices=choices(tally(pairs.rows)),
         training=training,
         held_out=held_out,
         data=Markup(_json_for_script(data)),
-        style=Markup((_HERE / "page.css").read_text("utf-8")),
+        style=Markup(style),
         scripts=[Markup(script) for script in scripts],
         content_policy=_content_policy(scripts),
     )

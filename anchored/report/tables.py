@@ -39,6 +39,7 @@ MEANINGS = {
     Outcome.CONTAMINATED: "the prompt shares its words with a benchmark's question",
     Outcome.MISSING_ANSWER: "the given answers have none for the prompt",
     Outcome.SURPLUS: "a pair beyond create.target",
+    Outcome.DROPPED: "dropped by a person",
     Outcome.TIE: "the judge found no winner",
     Outcome.DISAGREEMENT: "the judge changed its mind with the order of the answers",
     Outcome.UNPARSABLE: "the judge's reply names no winner",
