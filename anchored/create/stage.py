@@ -88,7 +88,8 @@ async def create(
         held_out = RowFile("held_out", run.held_out, refused)
         # without a pair the refused rows alone are written: they say why
         with suppress(_NoPair), training, held_out:
-            await _make(desk, prompts, training, held_out, progress)
+            maker = _Maker(desk, _decisions(run, settings, progress), progress)
+            await maker.make(prompts, training, held_out)
             if not training.pairs:
                 raise _NoPair
     _note_what_failed((training, held_out), progress)
@@ -119,29 +120,66 @@ class _NoPair(Exception):
     """No row of the training prompts was accepted."""
 
 
-async def _make(desk: Desk, prompts: PromptRows, training: RowFile, held_out: RowFile, progress: Progress) -> None:
-    """A row of each prompt, in their order: the teacher works while the policy still samples.
+@dataclass(slots=True)
+class _Maker:
+    """Makes rows, and tells how many are through and what is spent."""
 
-    What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
-    """
-    target, outcomes = training.target, Counter[str]()
-    every = len(prompts.prompts)
-    progress.start(_TASK, (target or every) + len(prompts.held_out))
-    try:
-        tried = 0
-        while tried < every and (target is None or training.pairs < target):
-            more = min(every - tried, _round(target, training.pairs, tried) if target else every)
-            pilot = desk.settings.pilot if desk.purse and not tried else 0
-            if 1 < pilot < more:
-                more = pilot
-            counter = _Counter(desk, progress, outcomes, Outcome.OK if target else None)
-            await _rows(desk, prompts.prompts[tried : tried + more], training, counter)
-            tried += more
-            if pilot == more:
-                _tell_what_all_cost(desk, counter.bills, prompts, training, progress)
-        await _rows(desk, prompts.held_out, held_out, _Counter(desk, progress, outcomes))
-    finally:
-        progress.finish(_TASK)
+    desk: Desk
+    decisions: Decisions
+    progress: Progress
+    outcomes: Counter[str] = field(default_factory=Counter)
+    bills: list[float] = field(default_factory=list)
+    """USD of each row of the pilot."""
+
+    async def make(self, prompts: PromptRows, training: RowFile, held_out: RowFile) -> None:
+        """A row of each prompt, in their order: the teacher works while the policy still samples.
+
+        What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
+        """
+        target, every = training.target, len(prompts.prompts)
+        self.progress.start(_TASK, (target or every) + len(prompts.held_out))
+        try:
+            tried = 0
+            while tried < every and (target is None or training.pairs < target):
+                more = min(every - tried, _round(target, training.pairs, tried) if target else every)
+                pilot = self.desk.settings.pilot if self.desk.purse and not tried else 0
+                if 1 < pilot < more:
+                    more = pilot
+                await self._rows(prompts.prompts[tried : tried + more], training, Outcome.OK if target else None)
+                tried += more
+                if more == pilot:
+                    self._tell_what_all_cost(prompts, training)
+            await self._rows(prompts.held_out, held_out)
+        finally:
+            self.progress.finish(_TASK)
+
+    async def _rows(self, prompts: Prompts, file: RowFile, counted: Outcome | None = None) -> None:
+        """Rows to a file; only those with the outcome `counted` are steps, if it is given."""
+        make, filters = METHODS[self.desk.settings.method], self.desk.filters
+
+        async def row(_: int, prompt: Prompt) -> Pair:
+            with self.desk.bill() as bill:
+                pair = apply(filtered(await make(prompt, self.desk), filters), self.decisions)
+            self._count(pair.outcome, bill.usd, counted)
+            return pair
+
+        await work_in_order(prompts, row, file.put)
+
+    def _count(self, outcome: Outcome, usd: float, counted: Outcome | None) -> None:
+        if len(self.bills) < self.desk.settings.pilot:
+            self.bills.append(usd)
+        self.outcomes[outcome] += 1
+        money = {"usd": self.desk.purse.spent_usd} if self.desk.purse else {}
+        self.progress.advance(_TASK, int(counted in (None, outcome)), **self.outcomes, **money)
+
+    def _tell_what_all_cost(self, prompts: PromptRows, training: RowFile) -> None:
+        """The pilot's estimate, before the rest is asked."""
+        assert self.desk.purse
+        rows = len(prompts.prompts)
+        if training.target:
+            rows = min(rows, len(self.bills) + _round(training.target, training.pairs, len(self.bills)))
+        found = estimate(self.bills, rows + len(prompts.held_out))
+        self.progress.note(f"create: {found.told(self.desk.purse.spent_usd, self.desk.settings.budget_usd)}")
 
 
 def _round(target: int, pairs: int, tried: int) -> int:
@@ -150,50 +188,6 @@ def _round(target: int, pairs: int, tried: int) -> int:
     if not pairs:
         return tried or missing
     return math.ceil(missing * tried / pairs)
-
-
-def _tell_what_all_cost(
-    desk: Desk, bills: Sequence[float], prompts: PromptRows, training: RowFile, progress: Progress
-) -> None:
-    """The pilot's estimate, before the rest is asked."""
-    assert desk.purse
-    rows = len(prompts.prompts)
-    if training.target:
-        rows = min(rows, len(bills) + _round(training.target, training.pairs, len(bills)))
-    found = estimate(bills, rows + len(prompts.held_out))
-    progress.note(f"create: {found.told(desk.purse.spent_usd, desk.settings.budget_usd)}")
-
-
-async def _rows(desk: Desk, prompts: Prompts, file: RowFile, counter: _Counter) -> None:
-    make, filters = METHODS[desk.settings.method], desk.filters
-
-    async def row(_: int, prompt: Prompt) -> Pair:
-        with desk.bill() as bill:
-            pair = filtered(await make(prompt, desk), filters)
-        counter.count(pair.outcome, bill.usd)
-        return pair
-
-    await work_in_order(prompts, row, file.put)
-
-
-@dataclass(frozen=True, slots=True)
-class _Counter:
-    """Tells how many rows are through, and what is spent."""
-
-    desk: Desk
-    progress: Progress
-    outcomes: Counter[str]
-    counted: Outcome | None = None
-    """Only rows with this outcome are steps; None: all are."""
-    bills: list[float] = field(default_factory=list)
-    """USD of each row; the first ones alone."""
-
-    def count(self, outcome: Outcome, usd: float) -> None:
-        if len(self.bills) < self.desk.settings.pilot:
-            self.bills.append(usd)
-        self.outcomes[outcome] += 1
-        money = {"usd": self.desk.purse.spent_usd} if self.desk.purse else {}
-        self.progress.advance(_TASK, int(self.counted in (None, outcome)), **self.outcomes, **money)
 
 
 def _decisions(run: Run, settings: CreateSettings, progress: Progress) -> Decisions:
