@@ -214,7 +214,7 @@ def section(runs: dict[tuple[int, str], list[dict[str, Any]]], arguments: argpar
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests-64", type=int, default=1280, help="with 64 in flight")
+    parser.add_argument("--requests-64", type=int, default=2560, help="with 64 in flight")
     parser.add_argument("--requests-512", type=int, default=4096, help="with 512 in flight")
     parser.add_argument("--write", action="store_true", help="keep the results in docs/benchmarks.md")
     parser.add_argument("--side", nargs=4, metavar=("SIDE", "URL", "IN_FLIGHT", "COUNT"), help="one run, in here")

@@ -24,7 +24,7 @@ from anchored.errors import AnchoredError, BudgetReached, ModelError, NoReply, R
 from anchored.llm.chat import Reply, Request
 from anchored.llm.faults import Fault, fault_of_exception
 from anchored.llm.limits import Gate, Slot
-from anchored.llm.money import Purse, cost, worst_case
+from anchored.llm.money import Purse, Spending, cost, worst_case
 from anchored.llm.rates import Pace, TokenGuess, read_quotas
 from anchored.llm.responses import read_reply
 from anchored.llm.settings import EndpointSettings, is_loopback
@@ -72,6 +72,7 @@ class OpenAIChat:
         self._gate = Gate(settings.concurrency, Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute))
         self._guess = TokenGuess()
         self._refused: set[str] = set()
+        self._said_estimated = False
         self._reached = False
         self._failed_in_a_row = 0
         self._held_back_since: float | None = None
@@ -167,7 +168,9 @@ class OpenAIChat:
                     self._raise_if_over()
                 answer = await self._send(request, body)
                 if isinstance(answer, Reply):
-                    reservation.settle(cost(price, self.name, body, answer))
+                    spending = cost(price, self.name, body, answer)
+                    reservation.settle(spending)
+                    self._note_basis(spending)
                 elif not answer.may_be_billed:
                     reservation.release()
                 return answer
@@ -211,6 +214,11 @@ class OpenAIChat:
             slot.used(tokens)
             self._guess.learn(characters, reply.usage.prompt_tokens, reply.usage.completion_tokens)
         self._gate.replied()
+
+    def _note_basis(self, spending: Spending) -> None:
+        if spending.basis == "estimate" and not self._said_estimated:
+            self._said_estimated = True
+            log.warning("%s sends no usage: what its replies cost is estimated, from above", self._where())
 
     def _delay_after(self, fault: Fault, body: dict[str, Any], tries: _Tries, slot: Slot) -> float:
         """What a fault means: raises, or gives the seconds until this request is sent again."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import socket
@@ -412,3 +413,13 @@ def test_ctrl_c_counts_what_was_in_flight(server: FaultServer, tmp_path: Path) -
     with ReplyStore(tmp_path / "run" / "replies.sqlite") as store:
         spent = {one.basis: one.usd for one in store.spent()}
     assert spent == {"usage": pytest.approx(3 * 30 / 1e6), "unsure": pytest.approx(6 * 0.01)}
+
+
+def test_that_replies_come_without_usage_is_said_once(server: FaultServer, caplog: pytest.LogCaptureFixture) -> None:
+    payload = completion("fine")
+    del payload["usage"]
+    server.always = sends(json.dumps(payload))
+    purse = Purse()
+    use(server, purse, lambda chat: ask_all(chat, [a_request(str(number)) for number in range(5)]))
+    assert list(purse.spent().by_basis) == ["estimate"]
+    assert [record.levelname for record in caplog.records if "sends no usage" in record.message] == ["WARNING"]
