@@ -76,13 +76,15 @@ class ReplyStore:
 
     def get(self, key: str) -> Reply | None:
         """The whole reply to the request with this key."""
-        found = self._select("reply, raw", key)
-        return replace(_reply(found[0]), raw=json.loads(found[1])) if found else None
+        with self._named_errors():
+            found = self._select("reply, raw", key)
+            return replace(_reply(found[0]), raw=json.loads(found[1])) if found else None
 
     def get_without_raw(self, key: str) -> Reply | None:
         """The reply with `raw` left on the disk: a tenth of the memory, for those who keep many."""
-        found = self._select("reply", key)
-        return _reply(found[0]) if found else None
+        with self._named_errors():
+            found = self._select("reply", key)
+            return _reply(found[0]) if found else None
 
     def find(self, fingerprint: str, request: Request) -> Reply | None:
         """The reply to a request, without `raw`: its own, or one to the same with another `max_tokens`.
@@ -99,8 +101,8 @@ class ReplyStore:
                 "select max_tokens, reply from replies where open_key = ? order by max_tokens desc, rowid",
                 (_open_key(fingerprint, request),),
             ).fetchall()
-        for max_tokens, text in found:
-            reply = _reply(text)
+            others = [(max_tokens, _reply(text)) for max_tokens, text in found]
+        for max_tokens, reply in others:
             if reply.finish_reason == "stop" and (
                 max_tokens <= request.max_tokens or 0 < reply.usage.completion_tokens < request.max_tokens
             ):
@@ -175,8 +177,7 @@ class ReplyStore:
             return self._reader.execute("select count(*) from replies").fetchone()[0]
 
     def _select(self, columns: str, key: str) -> tuple[str, ...] | None:
-        with self._named_errors():
-            return self._reader.execute(f"select {columns} from replies where key = ?", (key,)).fetchone()
+        return self._reader.execute(f"select {columns} from replies where key = ?", (key,)).fetchone()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -355,8 +356,11 @@ def _fields(record: Any) -> dict[str, Any]:
 
 
 def _reply(text: str) -> Reply:
-    stored = json.loads(text)
-    return Reply(**{**stored, "usage": Usage(**stored["usage"])})
+    try:
+        stored = json.loads(text)
+        return Reply(**{**stored, "usage": Usage(**stored["usage"])})
+    except (ValueError, TypeError, LookupError) as error:  # SQLite does not see what is wrong within a cell
+        raise ValueError(f"a reply cannot be read: {one_line(error)}") from None
 
 
 def _check_version(connection: sqlite3.Connection, path: Path, schema: str = "main") -> None:
@@ -374,7 +378,9 @@ def _check_version(connection: sqlite3.Connection, path: Path, schema: str = "ma
 def _what_to_do(path: Path, error: Exception) -> str:
     name = getattr(error, "sqlite_errorname", "")
     reason = one_line(error)
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or isinstance(error, ValueError):
+    # undecodable text has no name in SQLite
+    unreadable = isinstance(error, ValueError) or reason.startswith("Could not decode")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or unreadable:
         return (
             f"the store of replies is damaged ({reason}); move it aside and its replies are asked again, or save what "
             f"can be read with `sqlite3 {path} .recover | sqlite3 saved.sqlite` and put that in its place"
