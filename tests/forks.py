@@ -5,7 +5,8 @@
         command.kill()
 
 Each is a process of its own, in a group of its own, and dies as any other; only the seconds that an interpreter takes
-to start are spared, and those of back-off. What the command prints goes to its log. `kill_at` ends it from within, see `kill_at.KillAt`.
+to start are spared, and those of back-off. What the command prints goes to its log. `kill_at` ends it from within, see
+`kill_at.KillAt`.
 """
 
 from __future__ import annotations
@@ -43,9 +44,7 @@ class Forks:
     def __exit__(self, *_: object) -> None:
         self._interpreter.communicate(timeout=60)
 
-    def start(
-        self, *arguments: object, log: Path, env: Mapping[str, str] | None = None, kill_at: str = ""
-    ) -> Command:
+    def start(self, *arguments: object, log: Path, env: Mapping[str, str] | None = None, kill_at: str = "") -> Command:
         """Start `anchored ARGUMENTS`; one at a time."""
         assert self._interpreter.stdin
         assert self._interpreter.stdout

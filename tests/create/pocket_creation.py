@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from commands import POCKET
+from forks import Command, Forks
+
+from anchored.datasets_io import read_pairs
 from anchored.pocket import world
 from anchored.pocket.tasks import task_of
-from anchored.pocket.teacher import Seen, Teacher
+from anchored.pocket.teacher import Faults, Seen, Teacher
 from anchored.pocket.teaching import stronger_answer
 from anchored.runs import Run
 
@@ -28,6 +33,11 @@ METHODS = ("clair", "judge-on-policy", "judge-off-policy", "stronger-preferred")
 IN_FLIGHT = 8
 USD = {"input": 2.0, "output": 10.0}
 """Per million tokens."""
+PASSING = ("rate_limited", "server_error", "cut_body", "slow")
+"""Faults after which the same request succeeds."""
+LASTING = ("no_header", "repeated_header", "leak", "refusal", "truncated", "empty")
+"""Faults of what is said, the same at every attempt."""
+_QUICK = {"retry_after": 0.02, "slow_seconds": 0.05}
 _ROLE = {"clair": "reviser", "stronger-preferred": "stronger"}
 
 
@@ -71,6 +81,91 @@ def overrides(world: World, method: str, *base_urls: str, **more: object) -> lis
         *(["create.reviser.serve=null", "create.filters=[leak]"] if method == "clair" else []),
         "create.budget_usd=100",
     ]
+
+
+def faults(*names: str, share: float = 0.3) -> Faults:
+    """Each of these, alone or together, strikes this share of the contents."""
+    return Faults.model_validate({**dict.fromkeys(names, share), **_QUICK})
+
+
+@dataclass
+class Creation:
+    """One run folder, in which the command is started again and again."""
+
+    forks: Forks
+    folder: Path
+    settings: Sequence[str]
+    teachers: Sequence[Teacher]
+    kills: int = 0
+    stored: set[str] = field(default_factory=set)
+    """Contents whose reply was in the store when a command was started."""
+
+    @property
+    def run(self) -> Run:
+        return Run(self.folder / "run")
+
+    @property
+    def requests(self) -> list[Seen]:
+        return [seen for teacher in self.teachers for seen in teacher.requests]
+
+    def answered(self) -> int:
+        """How many contents were answered so far."""
+        return len({seen.content for seen in came_whole(self.requests)})
+
+    def killed(self, when: str | int) -> None:
+        """Start it, and kill it at an event of its own, or when so many contents were answered."""
+        before = self._marks()
+        event = when if isinstance(when, str) else ""
+        command = self._start(event)
+        code = command.wait() if event else command.kill(lambda: self.answered() >= int(when))
+        assert code == -signal.SIGKILL, f"{when} never happened: {self.log()}"
+        self.kills += 1
+        self._nothing_stored_was_asked(before)
+
+    def ended(self, expected: int = 0) -> str:
+        """Start it, and let it end with this exit code; what it printed."""
+        before, printed = self._marks(), len(self.log())
+        code = self._start().wait()
+        assert code == expected, self.log()
+        self._nothing_stored_was_asked(before)
+        return self.log()[printed:]
+
+    def log(self) -> str:
+        """All that was printed."""
+        path = self.folder / "log"
+        return path.read_text() if path.exists() else ""
+
+    def forget(self) -> None:
+        """The store was damaged: what can still be read is what it holds now."""
+        self.stored = set(kept(self.run))
+
+    def _start(self, kill_at: str = "") -> Command:
+        self.folder.mkdir(exist_ok=True)
+        arguments = ("create", POCKET, *self.settings, "--out", self.run.folder)
+        return self.forks.start(*arguments, log=self.folder / "log", env={KEY_ENV: KEY}, kill_at=kill_at)
+
+    def _marks(self) -> list[int]:
+        return [len(teacher.requests) for teacher in self.teachers]
+
+    def _nothing_stored_was_asked(self, before: Sequence[int]) -> None:
+        heard = (teacher.requests[mark:] for teacher, mark in zip(self.teachers, before, strict=True))
+        asked = {name_of(seen) for requests in heard for seen in requests}
+        assert not asked & self.stored
+        names = kept(self.run) if self.run.replies.exists() else {}
+        assert self.stored <= set(names), "what was stored is still there"
+        assert set(names.values()) <= {1}
+        self.stored = set(names)
+
+
+def undisturbed(
+    forks: Forks, folder: Path, world: World, method: str, content: Faults | None = None, *more: str
+) -> Creation:
+    """The run that others are compared with."""
+    with Teacher(content, api_key=KEY) as teacher:
+        creation = Creation(forks, folder, [*overrides(world, method, teacher.base_url), *more], [teacher])
+        creation.ended()
+    assert len(read_pairs(creation.run.pairs).pairs) >= 3
+    return creation
 
 
 def kept(run: Run) -> Counter[str]:
@@ -125,10 +220,10 @@ def assert_keyless(folder: Path, keys: Sequence[str] = (KEY,)) -> None:
             assert key[-10:].encode() not in content, path
 
 
-def requests_of(*teachers: Teacher) -> list[Seen]:
-    """What reached any of them."""
-    return [seen for teacher in teachers for seen in teacher.requests]
-
-
 def _right(question: str) -> str:
     return stronger_answer(task_of(question))
+
+
+def files(run: Run) -> set[str]:
+    """The names of all files of the run."""
+    return {path.name for path in run.folder.rglob("*") if path.is_file()}
