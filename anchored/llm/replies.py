@@ -66,6 +66,8 @@ class ReplyStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.failure = ""
+        """Why it takes no more replies: nothing should be paid for then."""
         self._writing = threading.Lock()
         with self._named_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,13 +269,24 @@ class Remembered:
             await asyncio.to_thread(self._store.put, [], spendings)
 
     async def _ask(self, request: Request) -> Reply:
-        reply = await self._chat.reply(request)
+        if self._store.failure:
+            raise DataError(self._store.failure)
+        try:
+            reply = await self._chat.reply(request)
+            await self._keep(Entry(self.fingerprint, request, reply))
+        except asyncio.CancelledError:
+            if self._store.failure:  # `_end` cancelled it
+                raise DataError(self._store.failure) from None
+            raise
+        return replace(reply, raw={})
+
+    async def _keep(self, entry: Entry) -> None:
+        """Returns when it is on the disk."""
         written = asyncio.get_running_loop().create_future()
-        self._unwritten.append((Entry(self.fingerprint, request, reply), written))
+        self._unwritten.append((entry, written))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
         await written
-        return replace(reply, raw={})
 
     async def _write(self) -> None:
         """Write together what gathers while the disk is busy: one wait for the disk serves many replies."""
@@ -290,7 +303,15 @@ class Remembered:
             for _, written in batch:
                 if not written.done():  # else nobody waits for it any more
                     written.set_exception(error) if error else written.set_result(None)
+            if error:
+                self._end(error)
         self._writer = None
+
+    def _end(self, error: Exception) -> None:
+        """What comes now cannot be kept, and those who wait for their turn must not be sent: it would be paid for."""
+        self._store.failure = self._store.failure or str(error)
+        for call in self._calls.values():
+            call.task.cancel()
 
 
 def request_key(fingerprint: str, request: Request) -> str:
@@ -377,8 +398,7 @@ def _check_version(connection: sqlite3.Connection, path: Path, schema: str = "ma
 
 def _what_to_do(path: Path, error: Exception) -> str:
     name = getattr(error, "sqlite_errorname", "")
-    reason = one_line(error)
-    # undecodable text has no name in SQLite
+    reason = one_line(error).partition(" with text ")[0]  # what is no text is nothing to show
     unreadable = isinstance(error, ValueError) or reason.startswith("Could not decode")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or unreadable:
         return (
