@@ -38,6 +38,8 @@ CONNECT_SECONDS = 30.0
 FIRST_CONTACT_RETRIES = 3
 MOST_THROTTLES = 30
 NO_KEY = "none"
+SHORTEST_SECRET = 16
+"""Shorter keys, such as EMPTY, are words that a reply may hold."""
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +201,7 @@ class OpenAIChat:
             async with asyncio.timeout(seconds):
                 response = (await call).response
             self._gate.heard(read_quotas(response.headers), sent)
-            return json.loads(response.content)
+            return json.loads(self._keyless(response.content))
         except (openai.OpenAIError, aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             if isinstance(error, openai.APIStatusError):
                 self._gate.heard(read_quotas(error.response.headers), sent)
@@ -328,6 +330,13 @@ class OpenAIChat:
             f"{self._where()} takes no requests ({fault.reason}); correct the model's name, "
             "or base_url: it usually ends in /v1"
         )
+
+    def _keyless(self, body: bytes) -> bytes:
+        """A response's body without the key, should the endpoint echo it: replies are stored."""
+        key = self._client.api_key
+        if len(key) < SHORTEST_SECRET:
+            return body
+        return body.replace(json.dumps(key)[1:-1].encode(), b"[key]")
 
     def _redacted(self, fault: Fault) -> Fault:
         """Without the key, should the endpoint echo it: whole, quoted, or with its middle starred out."""
