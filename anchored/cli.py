@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from anchored.datasets_io.writing import Layout
 from anchored.errors import AnchoredError, RecipeError
 from anchored.process import settle_environment
 from anchored.progress import Silent
@@ -176,20 +177,87 @@ def contrast(
     from dataclasses import asdict
 
     from anchored import contrast as measure
-    from anchored.datasets_io import describe_refused, read_pairs
+    from anchored.datasets_io import Refusals, stream_pairs
     from anchored.report.tables import contrast_table
     from anchored.terminal import print_table
 
-    rows = {source: read_pairs(source, split=split) for source in data}
-    measured = {source: measure.contrast(found.pairs, tokenizer) for source, found in rows.items()}
+    workers = min(measure.MOST_WORKERS, os.cpu_count() or 1)
+    refused = {source: Refusals() for source in data}
+    measured = {
+        source: measure.contrast(stream_pairs(source, found, split=split), tokenizer, workers)
+        for source, found in refused.items()
+    }
     if as_json:
         print(json.dumps([{"data": source, **asdict(row)} for source, row in measured.items()], indent=1))
     else:
         print_table(_out, contrast_table(measured))
-        for source, found in rows.items():
-            if found.refused:
-                refused = describe_refused(source, found.refused, len(found.pairs))
-                _out.print(escape(refused), highlight=False, soft_wrap=True)
+        for source, found in refused.items():
+            if found.counts:
+                _out.print(escape(found.told(source, measured[source].pairs)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file, a folder, a run folder or a Hub id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A file that ends in .parquet, .jsonl or .jsonl.gz.")],
+    layout: Annotated[Layout, typer.Option(help="What to write; see docs/formats.md.")] = "trl",
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Which split, where the data has several.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    card: Annotated[bool, typer.Option("--card", help="Write a data set card, README.md, beside OUT.")] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Upload OUT with its card, for its owners alone.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see what is uploaded.")] = False,
+    license: Annotated[str | None, typer.Option(metavar="NAME", help="The licence that the card states.")] = None,
+) -> None:
+    """Pairs or unpaired answers from one layout to another; uploads them if asked to."""
+    from anchored.hub.repository import Repository
+    from anchored.hub.share import Publication, share
+    from anchored.terminal import Terminal
+
+    if public and not push_to_hub:
+        raise typer.BadParameter("--public says who may see what is uploaded, and needs --push-to-hub ORG/NAME")
+    if license and not (card or push_to_hub):
+        raise typer.BadParameter("--license stands in the card, and needs --card or --push-to-hub ORG/NAME")
+    repository = Repository(push_to_hub, public) if push_to_hub else None
+    with Terminal(_out) as progress:
+        publication = Publication(repository, card, license)
+        shared = share(source, out, layout, publication, split=split, force=force, progress=progress)
+    done = shared.converted
+    told = [f"{out}: {done.written:,} rows in the layout {layout}"]
+    if done.refused.counts:
+        told += [done.refused.told(source, done.kept), *(f"  {line}" for line in done.refused.examples_told())]
+    told += [f"left out: column {name}, {why}" for name, why in done.left_out.items()]
+    told += [f"{shared.card}: its card"] if shared.card else []
+    told += [f"{shared.url}: uploaded, {'for all to see' if public else 'private'}"] if shared.url else []
+    for line in told:
+        _out.print(escape(line), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def inspect(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A run folder, a file, a folder or a Hub id.")],
+    decisions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where decisions go; else into the run folder or beside DATA.")
+    ] = None,
+    port: Annotated[int, typer.Option(metavar="N", help="0: a free one.", min=0, max=65535)] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Which split, where the data has several.")] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write DATA as decided, to parquet or JSONL, and end.")
+    ] = None,
+) -> None:
+    """A page on this machine to look at pairs, search them, and keep, drop or edit them."""
+    from anchored.inspect import app as page
+    from anchored.terminal import Terminal
+
+    asked = page.Inspection(data, decisions, split, port, browser)
+    if write is not None:
+        page.write_decided(asked, write, _say)
+        return
+    with Terminal(_err) as progress:
+        session = page.open_session(asked, progress)
+    page.serve(session, asked, _say)
 
 
 @app.command()
@@ -306,6 +374,10 @@ def _exit_code_of_the_disk(error: OSError) -> int | None:
         _complain(f"no space left on the disk{place}; free some, and the same command goes on from here")
         return 2
     return None
+
+
+def _say(text: str) -> None:
+    _out.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def _complain(text: str) -> None:

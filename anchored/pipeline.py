@@ -10,30 +10,37 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from anchored import datasets_io
 from anchored import recipe as recipes
-from anchored.create.settings import CreateSettings
-from anchored.create.stage import CreateChats, create
+from anchored.create.decontaminate import decontaminator
+from anchored.create.desk import check_settings
+from anchored.create.settings import POLICY, CreateSettings
+from anchored.create.stage import create
+from anchored.create.templates import templates
 from anchored.errors import EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
-from anchored.llm.ask import OUTSTANDING
+from anchored.llm.alike import WatchedChat
 from anchored.llm.batch_api import BatchApi
 from anchored.llm.batch_files import BatchFolder
 from anchored.llm.batches import BatchChat, Means, Way, cancel_batches
+from anchored.llm.bodies import fingerprint
 from anchored.llm.chat import Chat, Reply, Request
 from anchored.llm.connection import Connection
 from anchored.llm.endpoints import Endpoints, open_endpoints
+from anchored.llm.model_folder import model_folder
 from anchored.llm.money import Purse
 from anchored.llm.openai_chat import OpenAIChat
-from anchored.llm.replies import ReplyStore
-from anchored.llm.settings import EndpointSettings
+from anchored.llm.replies import Remembered, ReplyStore
+from anchored.llm.serve import Served, find_program
+from anchored.llm.served_chat import ServedChat
+from anchored.llm.settings import EndpointSettings, Engine, LocalSampling, Sampling, ServedSampling
 from anchored.pocket import world
 from anchored.progress import Progress
 from anchored.recipe import Recipe
@@ -54,6 +61,7 @@ SERVERS: Mapping[str, Callable[[], AbstractContextManager[Server]]] = {"pocket":
 BENCHMARKS: Mapping[str, Callable[[], Benchmark]] = {"pocket": world.PocketBenchmark}
 
 
+_DECIDED = "; people have decided about pairs since then, --redo create applies it"
 _TRIAL = user_prompt("Is water wet?", id="trial of the template"), (Answer("It is."),)
 
 
@@ -95,7 +103,7 @@ def execute(plan: Plan, progress: Progress) -> Run:
         _check(run, plan)
         for stage in plan.stages:
             if stage != "report" and run.summary(stage) is not None:
-                progress.note(f"{stage}: complete")
+                progress.note(f"{stage}: complete{_changed_since(run, plan.recipe) if stage == 'create' else ''}")
                 continue
             _STAGES[stage](run, plan, progress)
     return run
@@ -146,11 +154,44 @@ def _begin(run: Run, plan: Plan) -> None:
 
 def _check(run: Run, plan: Plan) -> None:
     """What would fail late fails now: hours of sampling should not end at a misspelt benchmark."""
-    due = {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
+    recipe, due = plan.recipe, {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
     if due:
-        check_template(plan.recipe)
+        check_template(recipe)
+    if "create" in due and recipe.train.data is None:
+        check_settings(recipe.create)
+        asked = recipe.create.endpoints().values()
+        _check_servers(recipe.create.sample.serve, *(endpoint.serve for endpoint in asked))
     if "evaluate" in due:
-        check_names([_benchmark(name) for name in plan.recipe.evaluate.benchmarks])
+        check_names([_benchmark(name) for name in recipe.evaluate.benchmarks])
+        _check_servers(recipe.evaluate.sample.serve)
+        lora, engine = recipe.train.lora, recipe.evaluate.sample.serve
+        if engine is not None and lora is not None and not lora.merge:
+            raise EvaluationError(
+                f"evaluate.sample.serve: {engine} takes no adapters; set train.lora.merge to true, or leave serve out: "
+                "they answer in this process then"
+            )
+
+
+def _changed_since(run: Run, recipe: Recipe) -> str:
+    """What to say of decisions about the pairs, and of prompt files that are no longer those they were made with."""
+    return (_DECIDED if run.has_new_decisions() else "") + _changed_prompts(run, recipe)
+
+
+def _changed_prompts(run: Run, recipe: Recipe) -> str:
+    before = (run.summary("create") or {}).get("prompt_files", {})
+    try:
+        now = templates(recipe.create)
+    except RecipeError:  # a file that is gone: the pairs are there
+        return ""
+    changed = {one.name for role, one in now.items() if role in before and before[role]["sha256"] != one.sha256}
+    return f"; {', '.join(sorted(changed))} changed since, --redo create makes the pairs anew" if changed else ""
+
+
+def _check_servers(*names: str | None) -> None:
+    """Raise for a server software that is not installed."""
+    for name in names:
+        if name is not None and name not in SERVERS:
+            find_program(name)
 
 
 def _create(run: Run, plan: Plan, progress: Progress) -> None:
@@ -164,11 +205,8 @@ def _create(run: Run, plan: Plan, progress: Progress) -> None:
 
 
 async def _cancel_batches(run: Run, recipe: Recipe, progress: Progress) -> None:
-    connection = Connection(recipe.create.teacher())
-    try:
-        await cancel_batches(BatchFolder(run.batches), BatchApi(connection), progress)
-    finally:
-        await connection.close()
+    asked = _batchable(recipe.create).values()
+    await cancel_batches(BatchFolder(run.batches), {fingerprint(one): one for one in asked}, progress)
 
 
 async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: Progress) -> None:
@@ -176,38 +214,104 @@ async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: 
     prompts = _limited_prompts(_prompts(settings), recipe.limit)
     if recipe.limit is not None:  # fewer prompts than `take` are no surprise then
         settings = settings.model_copy(update={"prompts": settings.prompts.model_copy(update={"take": None})})
-    teacher_settings = settings.teacher()
-    with ReplyStore(run.replies) as store, _served(teacher_settings) as base_url:
-        purse = Purse(settings.budget_usd, store.spent()) if teacher_settings.price else None
-        by_batches = batching != Batching() or run.batches.exists()
-
-        def open_live() -> OpenAIChat | Endpoints:
-            return open_endpoints(teacher_settings, base_url=base_url, purse=purse)
-
-        means = Means(
-            folder=BatchFolder(run.batches),
-            api=lambda: BatchApi(Connection(teacher_settings, base_url)),
-            live=open_live,
-            progress=progress,
-            busy=lambda: policy.busy,
-            stored=lambda key: store.get_without_raw(key) is not None,
-            purse=purse,
-            imports=batching.imports,
-        )
-        endpoint = BatchChat(teacher_settings, settings.batch, batching.way, means) if by_batches else open_live()
-        local = _local_chat(model_of(recipe), recipe.policy.model, settings.sample.batch_size)
-        policy = store.remember(_CheckedFirst(local, endpoint.check))
-        teacher = store.remember(endpoint, purse)
-        under_way = OUTSTANDING
-        if by_batches:
-            under_way = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
+    with ReplyStore(run.replies) as store, ExitStack() as servers:
+        opened = _Opened(run, recipe, batching, store, servers, progress)
+        by_batch = None
+        if opened.batches:
+            by_batch = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
         try:
-            await create(run, settings, prompts, CreateChats(policy, teacher), progress, under_way)
-            if isinstance(endpoint, BatchChat):
-                endpoint.complete()
+            await create(run, settings, prompts, opened.chats, progress, by_batch)
+            for chat in opened.batches:
+                chat.complete()
         finally:
-            await policy.close()  # first: its check of the teacher may still be under way
-            await teacher.close()
+            for chat in opened.chats.values():  # the policy first: its check of the others may still be under way
+                await chat.close()
+
+
+class _Opened:
+    """Who answers, by role. Roles at one endpoint share its chat, and so its limits; all share the run's money."""
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe,
+        batching: Batching,
+        store: ReplyStore,
+        servers: ExitStack,
+        progress: Progress,
+    ) -> None:
+        self.chats: dict[str, Remembered] = {}
+        self.batches: list[BatchChat] = []
+        """Those of the endpoints that are asked by batches."""
+        self._live: list[Remembered] = []
+        """The other chats: while one has something to answer, more may be asked of the batches."""
+        self._settings, self._batching, self._store = recipe.create, batching, store
+        self._progress = progress
+        self._folder = BatchFolder(run.batches)
+        asked = recipe.create.endpoints()
+        purse = Purse(recipe.create.budget_usd, store.spent()) if any(one.price for one in asked.values()) else None
+        by_batch = _by_batch(run, recipe.create, batching)
+        opened: dict[str, OpenAIChat | Endpoints | ServedChat | BatchChat] = {}
+        for role, endpoint in asked.items():
+            if _address(endpoint) not in opened:
+                priced = purse if endpoint.price else None
+                if role in by_batch:
+                    opened[_address(endpoint)] = self._batch_chat(endpoint, priced)
+                else:
+                    live = servers.enter_context(_teacher(role, endpoint, priced, run, progress))
+                    opened[_address(endpoint)] = live
+        if recipe.create.asks_policy:
+            policy = _CheckedFirst(_policy(recipe, run, progress), [endpoint.check for endpoint in opened.values()])
+            self.chats[POLICY] = store.remember(policy)
+        for role, endpoint in asked.items():
+            self.chats[role] = store.remember(opened[_address(endpoint)], purse if endpoint.price else None)
+        self._live = [chat for role, chat in self.chats.items() if role not in by_batch]
+
+    def _batch_chat(self, endpoint: EndpointSettings, purse: Purse | None) -> BatchChat:
+        means = Means(
+            folder=self._folder,
+            api=lambda: BatchApi(Connection(endpoint)),
+            live=lambda: open_endpoints(endpoint, purse=purse),
+            progress=self._progress,
+            busy=lambda: any(chat.busy for chat in self._live),
+            stored=lambda key: self._store.get_without_raw(key) is not None,
+            purse=purse,
+            imports=self._batching.imports,
+            together=self.batches,
+        )
+        chat = BatchChat(endpoint, self._settings.batch, self._batching.way, means)
+        self.batches.append(chat)
+        return chat
+
+
+def _by_batch(run: Run, settings: CreateSettings, batching: Batching) -> dict[str, EndpointSettings]:
+    """The endpoints whose replies come by batches, or may lie in one already, by their role."""
+    if batching == Batching() and not run.batches.exists():
+        return {}
+    found = _batchable(settings)
+    if batching != Batching() and not found:
+        served = ", ".join(f"{role} (serve: {one.serve})" for role, one in settings.endpoints().items())
+        why = f"{served} answers from this machine" if served else f"{settings.method} asks no endpoint here"
+        raise RecipeError(f"--batch: {why}; leave --batch, --batch-export and --batch-import out")
+    addresses: dict[str, tuple[str, str]] = {}
+    for role, one in found.items():
+        other, address = addresses.setdefault(fingerprint(one), (role, _address(one)))
+        if address != _address(one):
+            raise RecipeError(
+                f"create: by batch, {other} and {role} ask the same model {one.model} in two ways; give both the same "
+                "base_url, key_env, price and limits"
+            )
+    return found
+
+
+def _batchable(settings: CreateSettings) -> dict[str, EndpointSettings]:
+    """The endpoints that are somebody else's, by their role; what is served here is asked live."""
+    return {role: one for role, one in settings.endpoints().items() if one.serve is None}
+
+
+def _address(endpoint: EndpointSettings) -> str:
+    """What makes two endpoints one: all but how an answer is drawn and what a role adds."""
+    return endpoint.model_dump_json(include=set(EndpointSettings.model_fields) - set(Sampling.model_fields))
 
 
 def _train(run: Run, plan: Plan, progress: Progress) -> None:
@@ -230,7 +334,8 @@ def _evaluate(run: Run, plan: Plan, progress: Progress) -> None:
     with ReplyStore(run.replies) as store:
 
         def open_chat(checkpoint: Checkpoint) -> Chat:
-            return store.remember(_local_chat(checkpoint.folder, checkpoint.name, settings.sample.batch_size))
+            log = run.server_log(checkpoint.name)
+            return store.remember(_chat_of(checkpoint.folder, checkpoint.name, settings.sample, log, progress))
 
         asyncio.run(evaluate(run, settings, benchmarks, checkpoints, open_chat, progress))
 
@@ -282,26 +387,44 @@ def model_of(recipe: Recipe) -> str | Path:
     return named() if named else recipe.policy.model
 
 
-def _local_chat(folder: str | Path, name: str, batch_size: int) -> Chat:
+def _policy(recipe: Recipe, run: Run, progress: Progress) -> Chat:
+    """The policy, wherever it answers."""
+    sample = recipe.create.sample
+    if elsewhere := sample.elsewhere():
+        return WatchedChat(OpenAIChat(elsewhere), progress.note)
+    return _chat_of(model_of(recipe), recipe.policy.model, sample, run.server_log("policy"), progress)
+
+
+def _chat_of(folder: str | Path, name: str, sample: LocalSampling, log: Path, progress: Progress) -> Chat:
+    """A model's own weights, in this process or behind a server of their own."""
+    if sample.serve is not None:
+        served = _served(folder, name, sample.serve, sample, log)
+        return WatchedChat(ServedChat(served, sample.endpoint(name), progress.note), progress.note)
     from anchored.llm.local_chat import LocalChat
 
-    return LocalChat(folder, batch_size=batch_size, name=name)
+    return LocalChat(folder, batch_size=sample.batch_size, name=name)
+
+
+def _served(folder: str | Path, name: str, engine: Engine, settings: ServedSampling, log: Path) -> Served:
+    environment = {variable: str(value) for variable, value in settings.serve_env.items()}
+    place = model_folder(folder).resolve()
+    return Served(engine, place, name, log, settings.serve_options, environment, settings.serve_seconds)
 
 
 class _CheckedFirst:
-    """A chat that is not asked before a check has passed: no hours of sampling for a teacher whose key is wrong.
+    """A chat that is not asked before checks have passed: no hours of sampling for a teacher whose key is wrong.
 
     Behind the store, so where every sample is known nothing is checked and the teacher may be out of reach.
     """
 
-    def __init__(self, chat: Chat, check: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, chat: Chat, checks: Sequence[Callable[[], Awaitable[None]]]) -> None:
         self.name, self.fingerprint = chat.name, chat.fingerprint
-        self._chat, self._check = chat, check
-        self._checked: asyncio.Future[None] | None = None
+        self._chat, self._checks = chat, checks
+        self._checked: asyncio.Future[list[None]] | None = None
 
     async def reply(self, request: Request) -> Reply:
         if self._checked is None:
-            self._checked = asyncio.ensure_future(self._check())
+            self._checked = asyncio.gather(*(check() for check in self._checks))
         await asyncio.shield(self._checked)
         return await self._chat.reply(request)
 
@@ -313,22 +436,34 @@ class _CheckedFirst:
 
 
 @contextmanager
-def _served(settings: EndpointSettings) -> Iterator[str | None]:
-    """The base URL of the server that the settings ask to start; None where the endpoint is somebody else's."""
+def _teacher(
+    role: str, settings: EndpointSettings, purse: Purse | None, run: Run, progress: Progress
+) -> Iterator[OpenAIChat | Endpoints | ServedChat]:
+    """The endpoint that the settings name, or the server that they ask to start."""
     if settings.serve is None:
-        yield None
-        return
-    with SERVERS[settings.serve]() as server:
-        yield server.base_url
+        yield open_endpoints(settings, purse=purse)
+    elif settings.serve == "pocket":
+        with SERVERS[settings.serve]() as server:
+            yield open_endpoints(settings, base_url=server.base_url, purse=purse)
+    else:
+        served = _served(settings.model, settings.model, settings.serve, settings, run.server_log(role))
+        yield ServedChat(served, settings, progress.note)
 
 
 def _prompts(settings: CreateSettings) -> datasets_io.PromptRows:
     source = settings.prompts
     named = PROMPTS.get(source.data)
+    if named and settings.decontaminate:
+        raise RecipeError(f"create.decontaminate: no benchmark has the prompts of {source.data}; leave it out")
     if named:
         return named(take=source.take, held_out=source.held_out, seed=source.seed)
     return datasets_io.read_prompts(
-        source.data, take=source.take, held_out=source.held_out, seed=source.seed, split=source.split
+        source.data,
+        take=source.take,
+        held_out=source.held_out,
+        seed=source.seed,
+        split=source.split,
+        shared_with_benchmarks=decontaminator(settings.decontaminate).find if settings.decontaminate else None,
     )
 
 

@@ -25,7 +25,6 @@ from anchored.settings import Settings
 from anchored.train.settings import TrainSettings
 
 _MISSING = "(not there)"
-_TAGS = ("bare", "with settings")  # pydantic's, of the two forms of a filter
 _LOGIN = re.compile(r"//[^/@\s]*@")
 
 
@@ -189,7 +188,7 @@ _PLAIN = (
 
 def _explain(problem: Any) -> str:
     """One pydantic error as: key, value, what is wrong, what to write instead."""
-    path = tuple(part for part in problem["loc"] if part not in _TAGS)
+    path = problem["loc"]
     key = ".".join(map(str, path))
     if problem["type"] == "extra_forbidden":
         known = _keys_at(path[:-1])
@@ -239,7 +238,9 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 
 def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            value = {str(place): one for place, one in enumerate(value)}
+        if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -249,8 +250,13 @@ def _how_only(settings: Settings, prefix: str = "") -> Iterator[str]:
     yield from (f"{prefix}{name}" for name in settings.how_only)
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if isinstance(value, Settings):
-            yield from _how_only(value, f"{prefix}{name}.")
+        if isinstance(value, tuple):
+            inner = {f"{prefix}{name}.{place}.": one for place, one in enumerate(value)}
+        else:
+            inner = {f"{prefix}{name}.": value}
+        for where, one in inner.items():
+            if isinstance(one, Settings):
+                yield from _how_only(one, where)
 
 
 def _sections(key: str) -> Iterator[str]:

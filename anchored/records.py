@@ -58,12 +58,24 @@ class Outcome(StrEnum):
     IDENTICAL = "identical"
     LENGTH_RATIO = "length_ratio"
     LEAK = "leak"
+    CONTRAST = "contrast"
+    TOO_LONG = "too_long"
+    REPETITION = "repetition"
+    CONTROL_CHARACTERS = "control_characters"
+    HTML = "html"
+    OWN_FILTER = "own_filter"
     SURPLUS = "surplus"
+    # the prompt
+    CONTAMINATED = "contaminated"
+    MISSING_ANSWER = "missing_answer"
+    DROPPED = "dropped"
     # the judge's verdict
     TIE = "tie"
     DISAGREEMENT = "disagreement"
     UNPARSABLE = "unparsable"
     IDENTICAL_SAMPLES = "identical_samples"
+    ADDRESSES_JUDGE = "addresses_judge"
+    CONTRADICTED_SCORE = "contradicted_score"
     # a row of a data set that cannot be a pair
     DOUBLED_TURN = "doubled_turn"
     NO_ASSISTANT_TURN = "no_assistant_turn"
@@ -83,7 +95,8 @@ class Pair:
     """The reviser's or judge's reasoning (the column's name in the paper's released data)."""
     outcome: Outcome = Outcome.OK
     detail: str = ""
-    """What in the row led to the outcome, for people: the matched words, the ratio, the endpoint's message."""
+    """What in the row led to the outcome, for people: the matched words, the ratio, the endpoint's message. Of a kept
+    row: what was noticed all the same."""
     margin: float | None = None
     """How far the rewards of the two should be apart, where the data says so."""
 
@@ -140,3 +153,11 @@ def user_prompt(text: str, *, id: str | None = None) -> Prompt:
     """A prompt of a single user turn."""
     messages = (Message("user", text),)
     return Prompt(messages, id or prompt_id(messages))
+
+
+def as_text(prompt: Prompt) -> str:
+    """A prompt as one text: a single user turn bare, several turns as blocks with their roles."""
+    messages = prompt.messages
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)

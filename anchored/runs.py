@@ -22,6 +22,8 @@ import yaml
 from anchored.errors import DataError, RecipeError
 
 STAGES = ("create", "train", "evaluate", "report")
+DECISIONS = "decisions.jsonl"
+"""What people decided about pairs: a file of this name in a run folder, with this ending beside other data."""
 
 
 class Run:
@@ -35,6 +37,7 @@ class Run:
         self.pairs = self.folder / "pairs.parquet"
         self.held_out = self.folder / "held_out.parquet"
         self.refused = self.folder / "refused.parquet"
+        self.decisions = self.folder / DECISIONS
         self.reference = self.folder / "reference.sqlite"
         self.metrics = self.folder / "metrics.jsonl"
         self.trajectories = self.folder / "trajectories.jsonl"
@@ -69,6 +72,13 @@ class Run:
         made = (self.replies, self.reference, self.metrics, self.checkpoints, self._done)
         return any(path.exists() for path in made)
 
+    def has_new_decisions(self) -> bool:
+        """Whether people decided about pairs after `create` was complete."""
+        made = self._done / "create.json"
+        if not (made.exists() and self.decisions.exists()):
+            return False
+        return self.decisions.stat().st_mtime_ns > made.stat().st_mtime_ns
+
     def complete(self, stage: str, summary: dict[str, Any]) -> None:
         """Mark a stage complete: the same command skips it from now on."""
         self._done.mkdir(parents=True, exist_ok=True)
@@ -98,6 +108,10 @@ class Run:
         if not isinstance(settings, dict):
             raise RecipeError(f"{self.recipe}: holds no settings; restore or delete it")
         return settings
+
+    def server_log(self, name: str) -> Path:
+        """What a server that a stage started for model `name` prints."""
+        return self.folder / f"serve-{name.replace(' ', '-')}.log"
 
     def _made(self, stage: str) -> list[Path]:
         """What a stage makes beside what is kept by content."""

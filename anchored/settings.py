@@ -13,4 +13,5 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     how_only: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say how a thing is done, never what comes out (concurrency, time-outs): free to change in mid-run."""
+    """Fields that say how a thing is done, never what comes out (concurrency, time-outs): free to change in mid-run.
+    Of a field that is a mapping, `field.key` is one of its keys."""

@@ -40,7 +40,7 @@ def write_prompts(path: Path, count: int) -> None:
 def run(folder: Path, count: int) -> None:
     """The stage over a file of prompts; prints what it took as a line of JSON."""
     from anchored.create.settings import CreateSettings
-    from anchored.create.stage import CreateChats, create
+    from anchored.create.stage import create
     from anchored.datasets_io import read_prompts
     from anchored.llm.chat import Reply, Request, Usage
     from anchored.llm.replies import ReplyStore
@@ -68,7 +68,7 @@ def run(folder: Path, count: int) -> None:
         teacher = store.remember(Instant("teacher", "{teacher_reasoning}: None.\n\n{corrected_student_solution}:\n"))
         began = time.perf_counter()
         settings = CreateSettings.model_validate({"reviser": {"model": "teacher"}})
-        summary = asyncio.run(create(Run(folder), settings, prompts, CreateChats(policy, teacher), Silent()))
+        summary = asyncio.run(create(Run(folder), settings, prompts, {"policy": policy, "teacher": teacher}, Silent()))
     seconds = time.perf_counter() - began
     assert summary.pairs == count - 100
     print(json.dumps({"bare": bare, "drawn": drawn, "peak": megabytes(), "seconds": seconds}))

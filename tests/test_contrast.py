@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from commands import anchored
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from anchored.contrast import contrast, contrasts, find_tokenizer, jaccard, length_ratio, levenshtein, word_differences
-from anchored.errors import ModelError
+from anchored.contrast import (
+    compare,
+    contrast,
+    contrasts,
+    find_tokenizer,
+    jaccard,
+    length_ratio,
+    levenshtein,
+    normalised,
+    shared_prefix,
+    word_differences,
+)
+from anchored.datasets_io import read_pairs, write_pairs
+from anchored.errors import DataError, ModelError
 from anchored.records import Answer, Pair, user_prompt
 
 
@@ -97,15 +113,88 @@ def test_length_ratio_counts_characters() -> None:
     assert length_ratio("a", "") == math.inf
 
 
+def test_the_normalised_distance_is_per_character_of_the_longer_text() -> None:
+    assert normalised(levenshtein("kitten", "sitting"), "kitten", "sitting") == pytest.approx(3 / 7)
+    assert normalised(levenshtein("abc", "xyz"), "abc", "xyz") == 1
+    assert normalised(0, "", "") == 0
+    rng = random.Random(3)
+    for _ in range(50):
+        a, b = random_text(rng, rng.randrange(12)), random_text(rng, rng.randrange(12))
+        assert 0 <= normalised(levenshtein(a, b), a, b) <= 1
+
+
+def test_the_shared_prefix_ends_with_the_first_difference() -> None:
+    assert shared_prefix("The sky is blue.", "The sky was blue.") == len("The sky ")
+    assert shared_prefix("abc", "abcd") == 3
+    assert shared_prefix("\U0001f600x", "\U0001f600y") == 1
+    assert shared_prefix("", "a") == shared_prefix("a", "b") == 0
+    rng = random.Random(4)
+    for _ in range(50):
+        start, a, b = (random_text(rng, rng.randrange(9)) for _ in range(3))
+        same = shared_prefix(start + a, start + b)
+        assert (start + a)[:same] == (start + b)[:same]
+        assert (start + a)[same : same + 1] != (start + b)[same : same + 1] or start + a == start + b
+    assert compare(pair("abc", "abcdef")).shared_prefix_share == 1
+    assert compare(pair("abxy", "abc")).shared_prefix_share == pytest.approx(2 / 3)
+    assert compare(pair("", "")).shared_prefix_share == 0
+
+
+def test_a_leak_counts_where_the_filter_would_refuse_it() -> None:
+    leaking = "In this corrected solution, light scatters."
+    assert compare(pair(leaking, "The sea.")).leaks
+    assert not compare(pair("Light scatters.", leaking)).leaks, "it is the chosen answer that must not leak"
+    excused = Pair(
+        user_prompt("Grade this student's answer: 2+2=5"), Answer("The student's answer is wrong."), Answer("x")
+    )
+    assert not compare(excused).leaks
+    assert contrast([pair(leaking, "a"), pair("b", "a"), pair("c", "a"), excused]).leak_rate == 0.25
+
+
 def test_the_table_is_the_mean_over_pairs_with_its_tokenizers_name() -> None:
     pairs = [pair("a b", "a c"), pair("x", "x")]
-    table = contrast(pairs, "word")
+    table = contrast(iter(pairs), "word")
     assert (table.pairs, table.tokenizer) == (2, "word")
     assert table.jaccard == pytest.approx((100 / 3 + 100) / 2)
     assert table.levenshtein == 0.5
+    assert table.normalised_levenshtein == pytest.approx((1 / 3 + 0) / 2)
     assert table.length_ratio == 1
+    assert table.shared_prefix == 1.5
+    assert table.shared_prefix_share == pytest.approx((2 / 3 + 1) / 2)
+    assert table.leak_rate == 0
     assert [one.levenshtein for one in contrasts(pairs)] == [1, 0]
     assert math.isnan(contrast([]).jaccard)
+    assert math.isnan(contrast([]).leak_rate)
+
+
+def test_workers_find_the_same_means_and_pass_errors_on() -> None:
+    rng = random.Random(5)
+    pairs = [pair(random_text(rng, 12), random_text(rng, 12)) for _ in range(3000)]
+    assert contrast(iter(pairs), "word", workers=2) == contrast(pairs, "word")
+
+    def torn() -> Iterator[Pair]:
+        yield from pairs
+        raise DataError("torn")
+
+    with pytest.raises(DataError, match="torn"):
+        contrast(torn(), workers=2)
+
+
+def test_the_command_measures_several_sets_as_a_table_and_as_json(tmp_path: Path) -> None:
+    names = [tmp_path / "near.jsonl", tmp_path / "far.parquet"]
+    write_pairs(names[0], [pair("The sky is blue.", "The sky is red."), pair("In this revised answer: no.", "No.")])
+    write_pairs(names[1], [pair("a", "b c")])
+    with open(names[0], "a") as handle:
+        handle.write('{"text": 1}\n')
+    done = anchored("contrast", *names, "--json")
+    assert done.code == 0, done.err
+    measured = json.loads(done.out)
+    for name, found in zip(names, measured, strict=True):
+        assert found == {"data": str(name), **asdict(contrast(read_pairs(name).pairs))}
+    table = anchored("contrast", *names)
+    assert table.code == 0, table.err
+    for says in ("Jaccard", "(whitespace)", "normalised", "ratio", "prefix", "shorter", "leaks", "50.0"):
+        assert says in table.out
+    assert "near.jsonl: 1 of 3 rows refused (1 malformed)" in table.out
 
 
 def test_both_texts_come_back_from_the_differences() -> None:

@@ -445,6 +445,18 @@ def test_the_draw_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> No
     assert list(one.prompts) == drawn, "and again"
 
 
+def test_prompts_that_a_benchmark_has_are_set_aside_before_the_draw(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", *({"prompt": f"question {number}"} for number in range(20)))
+    rows = read_prompts(
+        path, held_out=3, shared_with_benchmarks=lambda one: "question 1" if "1" in one.messages[0].content else ""
+    )
+    assert (len(rows.prompts), len(rows.held_out), len(rows.refused)) == (6, 3, 11)
+    assert not any("1" in prompt.messages[0].content for prompt in (*rows.prompts, *rows.held_out))
+    first = rows.refused[0]
+    assert (first.outcome, first.prompt.messages[0].content) == (Outcome.CONTAMINATED, "question 1")
+    assert first.detail == "data.jsonl line 2: a benchmark's question has the words 'question 1'"
+
+
 def test_a_slice_of_the_draw_is_a_smaller_draw(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "data.jsonl", *({"prompt": f"question {number}"} for number in range(50)))
     rows = read_prompts(path, held_out=5, seed=3)

@@ -13,10 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "anchored"
 
 # a part may import parts of lower rank, and itself; stages have the same rank, so they never import each other
 RANK = {
-    **dict.fromkeys(["records", "datasets_io", "runs", "errors", "settings", "progress", "process"], 0),
-    **dict.fromkeys(["llm", "contrast", "objectives", "batches"], 1),
-    **dict.fromkeys(["create", "train", "evaluate", "report"], 2),
-    **dict.fromkeys(["recipe", "pipeline", "plan", "pocket", "terminal", "cli", "__main__"], 3),
+    **dict.fromkeys(["records", "datasets_io", "leak", "cards", "runs", "errors", "settings", "progress"], 0),
+    **dict.fromkeys(["process", "own"], 0),
+    **dict.fromkeys(["llm", "contrast", "objectives", "batches", "decisions"], 1),
+    **dict.fromkeys(["create", "train", "evaluate", "report", "hub"], 2),
+    **dict.fromkeys(["recipe", "pipeline", "plan", "pocket", "inspect", "terminal", "cli", "__main__"], 3),
 }
 FIRST_LAYER = {name for name, rank in RANK.items() if rank == 0}
 TOP_LAYER = {name for name, rank in RANK.items() if rank == 3}
@@ -68,7 +69,8 @@ def test_modules_form_no_circle_within_a_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["anchored.cli", "anchored.create.stage", "anchored.llm.openai_chat", "anchored.recipe"]
+    "module",
+    ["anchored.cli", "anchored.create.stage", "anchored.llm.openai_chat", "anchored.recipe", "anchored.hub.share"],
 )
 def test_help_and_data_creation_need_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"

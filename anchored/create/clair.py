@@ -1,28 +1,38 @@
-"""clair: the teacher minimally revises the policy's answer; its reply holds its reasoning, a header, and the revision.
+"""clair: a stronger model minimally revises the policy's answer; so may a team, and of several revisions one is taken.
 
-`parse` takes a whole reply apart. Only lines that begin with the header count: in prose its name is no header. What is
-cut off around the revision is what models add and students did not write: a closing tag, a rule, a fence or quotes
-around the whole.
+How a reply is taken apart stands in `revision`. A row whose revision fails at any step ends with that step's outcome.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from anchored import contrast
 from anchored.create.desk import Desk
-from anchored.create.replies import Problem, beginning, is_refusal
-from anchored.llm.prompt_files import as_text
-from anchored.records import Outcome, Pair, Prompt
+from anchored.create.filters import filtered
+from anchored.create.judge import compare
+from anchored.create.replies import Problem, Usable, beginning, is_refusal
+from anchored.create.revision import parse
+from anchored.create.settings import StepSettings, step_role
+from anchored.records import Outcome, Pair, Prompt, as_text
 
 
 @dataclass(frozen=True, slots=True)
-class Revision:
-    """A revised answer, and why it was revised so."""
+class Revised:
+    """A revised answer, who wrote it, and why it was revised so."""
 
-    text: str
+    answer: Usable
     rational: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A revision that could not be had, and who was asked for it last."""
+
+    problem: Problem
+    model: str = ""
 
 
 async def clair(prompt: Prompt, desk: Desk) -> Pair:
@@ -30,147 +40,93 @@ async def clair(prompt: Prompt, desk: Desk) -> Pair:
     rejected = await desk.sample(prompt)
     if isinstance(rejected, Problem):
         return desk.refused(prompt, rejected)
+    best_of = desk.settings.best_of
+    indices = range(best_of.n if best_of else 1)
+    revisions = await asyncio.gather(*(_revision(prompt, rejected, desk, index) for index in indices))
+    rows = [_row(prompt, rejected, revision, desk) for revision in revisions]
+    passed = [row for row in rows if row.outcome is Outcome.OK]
+    if not passed or len(rows) == 1:
+        return rows[0]
+    if best_of and best_of.by == "judge":
+        return await _best_by_judge(prompt, passed, desk)
+    return max(passed, key=lambda row: contrast.jaccard(row.chosen.text, row.rejected.text))
+
+
+async def _revision(prompt: Prompt, rejected: Usable, desk: Desk, index: int) -> Revised | Failed:
+    if desk.settings.team:
+        return await _revision_by_team(prompt, rejected, desk, index)
     task = as_text(prompt)
-    reply = await desk.teach(prompt=task, answer=rejected.text)
+    reply = await desk.teach("teacher", {"prompt": task, "answer": rejected.text}, index)
+    return _taken_apart(reply, rejected, task)
+
+
+async def _revision_by_team(prompt: Prompt, rejected: Usable, desk: Desk, index: int) -> Revised | Failed:
+    """The last revision of the steps, with the reasoning of all of them."""
+    current, task = Revised(rejected, ""), as_text(prompt)
+    slots, reasoning = {"prompt": task, "answer": rejected.text}, []
+    for place, step in enumerate(desk.settings.team):
+        reply = await desk.teach(step_role(place), slots, index)
+        found = _step(reply, step, current, task)
+        if isinstance(found, Failed):
+            problem = replace(found.problem, detail=f"{step_role(place)} ({step.does}): {found.problem.detail}")
+            return Failed(problem, found.model)
+        reasoning.append(f"{step_role(place)}, {step.does} ({step.model}): {found.rational}")
+        if step.does == "critique":
+            slots["critique"] = found.rational
+        else:
+            current = found
+            slots["revision"] = current.answer.text
+    if current.answer.text.strip() == rejected.text.strip():
+        problem = Problem(Outcome.IDENTICAL, "the team's revision is the policy's answer", current.answer.text)
+        return Failed(problem, current.answer.model)
+    return Revised(current.answer, "\n\n".join(reasoning))
+
+
+def _step(reply: Usable | Problem, step: StepSettings, current: Revised, task: str) -> Revised | Failed:
+    """What a step of a team adds: a revision, or the answer as it was with a critique."""
+    if step.does == "critique" and isinstance(reply, Usable) and is_refusal(reply.text):
+        return Failed(Problem(Outcome.REFUSAL, f"the critic's reply: {beginning(reply.text)}", reply.text), reply.model)
+    if step.does == "critique" and isinstance(reply, Usable):
+        return Revised(current.answer, reply.text.strip())
+    found = _taken_apart(reply, current.answer, task)
+    if isinstance(found, Failed) and found.problem.outcome is Outcome.IDENTICAL:
+        return Revised(current.answer, "nothing is left to revise")
+    return found
+
+
+def _taken_apart(reply: Usable | Problem, revised: Usable, task: str) -> Revised | Failed:
     if isinstance(reply, Problem):
-        return desk.refused(prompt, reply, rejected)
-    revision = parse(reply.text, rejected.text, task)
+        return Failed(reply)
+    revision = parse(reply.text, revised.text, task)
     if isinstance(revision, Problem):
-        return desk.refused(prompt, revision, rejected, reply.model)
-    return desk.pair(prompt, replace(reply, text=revision.text), rejected, revision.rational)
+        return Failed(revision, reply.model)
+    return Revised(replace(reply, text=revision.text), revision.rational)
 
 
-def parse(reply: str, rejected: str, task: str = "") -> Revision | Problem:
-    """The revision in a reply. A second header spoils it, unless the task or the rejected answer has such a line."""
-    reply = _keys_as_headers(reply.replace("\r\n", "\n"))
-    headers = [header for header in _HEADER.finditer(reply) if _is_header(header)]
-    if not headers:
-        if is_refusal(reply):
-            return Problem(Outcome.REFUSAL, f"the teacher's reply: {beginning(reply)}", reply)
-        return Problem(
-            Outcome.NO_HEADER, f"no line begins with {{corrected_student_solution}}: {beginning(reply)}", reply
-        )
-    known = {line.strip() for line in f"{task}\n{rejected}".splitlines()}
-    own = [header for header in headers if header[0].strip() not in known] or headers[:1]
-    first = own[0]
-    before, after = reply[: first.start()], reply[first.end("header") :].strip()
-    if len(own) > 1:
-        names = " and ".join(repr(header["header"].strip()) for header in own[:2])
-        return Problem(Outcome.REPEATED_HEADER, f"{names} both begin a line", after)
-    after = _closed(before, first, _CLOSING_TAG.split(after, maxsplit=1)[0].strip())
-    text = _unwrapped(after, rejected)
-    if not text:
-        return Problem(Outcome.EMPTY, "nothing follows the header")
-    if text == rejected.strip():
-        return Problem(Outcome.IDENTICAL, "the revision is the policy's answer", text)
-    if is_refusal(text) and not is_refusal(rejected):
-        return Problem(Outcome.REFUSAL, f"the revision: {beginning(text)}", text)
-    return Revision(text, _REASONING.sub("", before.strip(), count=1).strip())
+def _row(prompt: Prompt, rejected: Usable, revision: Revised | Failed, desk: Desk) -> Pair:
+    if isinstance(revision, Failed):
+        return desk.refused(prompt, revision.problem, rejected, revision.model)
+    return filtered(desk.pair(prompt, revision.answer, rejected, revision.rational), desk.filters)
 
 
-_OPEN, _CLOSE = r"[\{\[<(]{0,2}+", r"[\}\]>)]{0,2}+"
-_MARKS = r"(?:[*_`\"]|\\(?=[*_{}\[\]]))*+"
-_GAP = r"\\?[ _-]?"
-_LINE_START = r"^[ \t]*(?P<list>(?:(?:\d+[.)]|[-*+•>]|\#{1,6}|[☀-➿🌀-🫿\uFE0F]+)[ \t]+|>)*)"
-_BEFORE, _AFTER = rf"{_MARKS}[ ]?{_OPEN}[ ]?{_MARKS}", rf"{_MARKS}[ ]?{_CLOSE}{_MARKS}"
-_NAME = rf"(?:corrected|revised|improved){_GAP}(?:student(?:['’]?s)?{_GAP})?(?:solution|answer)"
-_HEADER = re.compile(
-    rf"{_LINE_START}(?P<header>(?P<open>{_BEFORE}){_NAME}(?!_?[a-z0-9])(?P<close>{_AFTER})[ \t]*"
-    rf"(?:(?P<colon>[:：])|[-–—=]+(?=[ \t]+\S))?+{_MARKS})(?P<rest>[^\n]*)",
-    re.IGNORECASE | re.MULTILINE,
-)
-_REASONING = re.compile(rf"{_LINE_START}{_BEFORE}teacher{_GAP}reasoning{_AFTER}[ \t]*[:：]?{_MARKS}", re.IGNORECASE)
-_CLOSING_TAG = re.compile(rf"[\{{\[<]{{1,2}}[ ]?/[ ]?{_NAME}[ ]?[\}}\]>]{{1,2}}", re.IGNORECASE)
-# "{corrected_student_solution} should be shorter": the sentence goes on
-_PROSE = re.compile(
-    r"\s*(?:[,;]|(?:is|are|was|were|should|shall|will|would|must|needs?|can|could|has|have|had|may|might|does|do|below|above"
-    r"|that|which|and|or|as|in|to|by|with|for|from|provides?|improves?|includes?|addresses|keeps?|makes?|adds?|gives?"
-    r"|follows|maintains?|corrects?|clarifies|offers?)\b)"
-)
+async def _best_by_judge(prompt: Prompt, rows: Sequence[Pair], desk: Desk) -> Pair:
+    """The revision that wins against each later one, asked in turn; who is not found better takes no one's place.
 
-
-def _is_header(match: re.Match[str]) -> bool:
-    """A name alone on its line, or set off from what follows by its marks."""
-    if match["colon"] or not match["rest"].strip():
-        return True
-    marked = match["open"].strip() or match["close"].strip() or "#" in match["list"]
-    return bool(marked) and not _PROSE.match(match["rest"])
-
-
-def _keys_as_headers(reply: str) -> str:
-    """A reply that is a JSON object with the revision in it, fenced or not, its keys as headers; others as they are."""
-    found = _OBJECT.fullmatch(reply)
-    try:
-        fields = json.loads(found[1], strict=False) if found else {}
-    except (ValueError, RecursionError):
-        return reply
-    if not any(re.fullmatch(_NAME, key, re.IGNORECASE) for key in fields):
-        return reply
-    return "\n".join(f"{{{key}}}:\n{value}" for key, value in fields.items())
-
-
-def _closed(before: str, header: re.Match[str], after: str) -> str:
-    """What follows a header without the marks that close what opens before it or with it: a fence, a brace."""
-    lines = after.split("\n")
-    if _opens_a_fence(before.split("\n")):
-        if _BARE_FENCE.match(lines[0]):
-            return "\n".join(lines[1:])
-        if _BARE_FENCE.match(lines[-1]) and _opens_a_fence(lines):
-            return "\n".join(lines[:-1])
-    for opening, closing in header["open"].count("{") * ["{}"] + ["[]", "<>", "()"]:
-        open_still = opening in header["open"] and closing not in header["close"]
-        if open_still and after.endswith(closing) and after.count(closing) > after.count(opening):
-            after = after[:-1].rstrip()
-    return after
-
-
-def _opens_a_fence(lines: list[str]) -> bool:
-    """Whether one of the lines' fences has no partner."""
-    return sum(_FENCE.match(line) is not None for line in lines) % 2 == 1
-
-
-def _unwrapped(text: str, rejected: str) -> str:
-    """The text without a rule, a fence or quotes around all of it that the rejected answer does not have."""
-    text, rejected = text.strip(), rejected.strip()
-    for pattern in (_RULE_BEFORE, _RULE_AFTER):
-        if not pattern.search(rejected):
-            text = pattern.sub("", text).strip()
-    for inside in (_inside_fence, _inside_quotes):
-        inner = inside(text)
-        if inner is not None and inside(rejected) is None:
-            text = inner.strip()
-    return text
-
-
-_RULE_BEFORE = re.compile(r"\A(?:-{3,}|\*{3,}|_{3,}|={3,})[ \t]*(?:\n|\Z)")
-_RULE_AFTER = re.compile(r"(?:\A|\n)[ \t]*(?:-{3,}|\*{3,}|_{3,}|={3,})\Z")
-_FENCE = re.compile(r"^(?P<marks>`{3,}|~{3,})[ \t]*(?P<language>[^\s`]*)[ \t]*$")
-_BARE_FENCE = re.compile(r"^(?:`{3,}|~{3,})[ \t]*$")
-_OBJECT = re.compile(r"\s*+(?:```\w*\s++)?(\{\s*+\".*\})\s*+(?:```\s*+)?", re.DOTALL)
-_PLAIN_LANGUAGES = {"", "text", "txt", "plaintext", "markdown", "md"}
-
-
-def _inside_fence(text: str) -> str | None:
-    """What a fence holds that opens with the text and closes with it; a fence of code belongs to the answer."""
-    lines = text.split("\n")
-    opening = _FENCE.match(lines[0])
-    if opening is None or opening["language"].lower() not in _PLAIN_LANGUAGES or len(lines) < 3:
-        return None
-    depth = 0
-    for number, line in enumerate(lines):
-        fence = _FENCE.match(line)
-        if fence is None:
+    n revisions take n - 1 verdicts. Where the judge gives none, the row ends: a failed judge picks nothing.
+    """
+    best = rows[0]
+    for place, row in enumerate(rows[1:], 1):
+        if row.chosen.text == best.chosen.text:
             continue
-        depth += 1 if number == 0 or fence["language"] else -1
-        if depth == 0:
-            return "\n".join(lines[1:-1]) if number == len(lines) - 1 else None
-    return None
+        shown = _shown(best), _shown(row)
+        verdict = await compare(prompt, shown, desk, "judge", place)
+        if isinstance(verdict, Problem) and verdict.outcome is not Outcome.DISAGREEMENT:
+            detail = f"best_of: {verdict.detail}"
+            return replace(best, outcome=verdict.outcome, detail=detail)
+        if not isinstance(verdict, Problem) and verdict.winner == 1:
+            best = row
+    return best
 
 
-def _inside_quotes(text: str) -> str | None:
-    """What a pair of quotes holds that opens with the text and closes with it."""
-    for opening, closing in (('"""', '"""'), ('"', '"'), ("“", "”"), ("«", "»")):
-        inner = text.removeprefix(opening).removesuffix(closing)
-        if len(text) == len(inner) + len(opening) + len(closing) and opening not in inner and closing not in inner:
-            return inner
-    return None
+def _shown(row: Pair) -> Usable:
+    return Usable(row.chosen.text, row.chosen.model)

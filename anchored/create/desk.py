@@ -1,27 +1,40 @@
-"""Where rows are made: asks the policy and the teacher, writes down pairs and refusals, counts what is used.
+"""Where rows are made: asks who answers in which role, writes down pairs and refusals, counts what is used.
 
 A request that fails is a `Problem` of its row; what ends the stage (ModelError, Stopped) is raised.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
-from anchored.create.replies import Problem, Usable, check
-from anchored.create.settings import CreateSettings, StrongerSettings
+from anchored.create import filters
+from anchored.create.replies import Problem, Usable, check, check_text
+from anchored.create.settings import OFF_POLICY, POLICY, CreateSettings, candidate_role
+from anchored.create.templates import templates
+from anchored.datasets_io.answers import AnswerFile, JudgedData, check_readable
 from anchored.errors import ReplyError
 from anchored.llm.chat import Request
-from anchored.llm.prompt_files import fill, load
+from anchored.llm.money import Purse, usage_cost
+from anchored.llm.prompt_files import fill
 from anchored.llm.replies import Remembered
-from anchored.records import Answer, Message, Pair, Prompt
+from anchored.llm.settings import Sampling
+from anchored.records import Answer, Message, Outcome, Pair, Prompt
+
+CreateChats = Mapping[str, Remembered]
+"""Who answers, by role, each behind the store: `policy` and the roles of `CreateSettings.endpoints`."""
 
 
-@dataclass(frozen=True, slots=True)
-class CreateChats:
-    """The two who answer, both behind the store."""
-
-    policy: Remembered
-    teacher: Remembered
+def check_settings(settings: CreateSettings) -> None:
+    """Raise now for what would fail when the stage begins: prompts, filters, given answers that cannot be read."""
+    templates(settings)
+    filters.check(settings.active_filters())
+    for source in (*settings.answers.values(), settings.judged):
+        if source is not None:
+            check_readable(source)
 
 
 @dataclass(slots=True)
@@ -33,30 +46,105 @@ class Used:
     completion_tokens: int = 0
 
 
+@dataclass(slots=True)
+class Bill:
+    """What the replies that one row was made of cost, stored ones included."""
+
+    usd: float = 0.0
+
+
+_BILL: ContextVar[Bill] = ContextVar("bill")
+"""Of the row that the running task makes, and the tasks that it starts."""
+
+
 class Desk:
-    """What every method works with."""
+    """What every method works with; made before anything is asked, it finds what is wrong with prompts and filters."""
 
     def __init__(self, settings: CreateSettings, chats: CreateChats) -> None:
         self.settings = settings
-        self.policy, self.teacher = Used(), Used()
+        self.filters = settings.active_filters()
+        self.used = {role: Used() for role in chats}
+        self.noticed: Counter[str] = Counter()
+        """What was seen in rows that were made all the same."""
         self._chats = chats
-        self._template = _template(settings)
+        self._endpoints = settings.endpoints()
+        self._templates = templates(settings)
+        filters.check(self.filters)
+        self.answers = {name: AnswerFile(source, name) for name, source in settings.answers.items()}
+        self.judged = _judged_data(settings)
+
+    @property
+    def purse(self) -> Purse | None:
+        """The run's money, where it is counted."""
+        return next((chat.purse for chat in self._chats.values() if chat.purse), None)
+
+    @contextmanager
+    def bill(self) -> Iterator[Bill]:
+        """The bill of the row that is made in the block."""
+        bill = Bill()
+        token = _BILL.set(bill)
+        try:
+            yield bill
+        finally:
+            _BILL.reset(token)
+
+    @property
+    def prompt_files(self) -> dict[str, dict[str, str]]:
+        """The name and the sha256 of each prompt that teachers are asked with, by role."""
+        return {role: {"prompt": one.name, "sha256": one.sha256} for role, one in self._templates.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What people should know about the answers that were given."""
+        return [
+            f"create.answers.{name}: {one.refused} of {one.rows + one.refused} rows of {one.source} hold no answer; "
+            f"the first: {one.first_refused}"
+            for name, one in self.answers.items()
+            if one.refused
+        ]
 
     async def sample(self, prompt: Prompt, index: int = 0) -> Usable | Problem:
-        """The policy's answer to a prompt, the `index`-th."""
-        request = self.settings.sample.request(prompt.messages, index=index, seed=self.settings.prompts.seed)
-        return await _ask(self._chats.policy, request, self.policy, "the policy's answer")
+        """The policy's answer to a prompt, the `index`-th: sampled, or found among those that were given."""
+        if POLICY in self.answers:
+            return self.given(POLICY, prompt, index)
+        return await self._ask(POLICY, self.settings.sample, prompt.messages, "the policy's answer", index)
 
-    async def teach(self, **slots: str) -> Usable | Problem:
-        """The teacher's reply to its prompt with these slots filled in."""
-        return await self.answer(Message("user", fill(self._template, slots)))
+    async def teach(self, role: str, slots: Mapping[str, str], index: int = 0) -> Usable | Problem:
+        """The reply of the teacher in a role, the `index`-th, to its prompt with those of the slots that it has."""
+        template = self._templates[role]
+        message = Message("user", fill(template.text, {name: slots[name] for name in template.slots}))
+        return await self._ask(role, self._endpoints[role], (message,), f"the {_name(role)}'s reply", index)
 
-    async def answer(self, *messages: Message) -> Usable | Problem:
-        """The teacher's reply to these messages."""
-        request = self.settings.teacher().request(messages, seed=self.settings.prompts.seed)
-        return await _ask(self._chats.teacher, request, self.teacher, "the teacher's reply")
+    async def answer(self, prompt: Prompt) -> Usable | Problem:
+        """The stronger model's own answer."""
+        return await self._ask("teacher", self._endpoints["teacher"], prompt.messages, "the teacher's reply")
 
-    def pair(self, prompt: Prompt, chosen: Usable, rejected: Usable, rational: str = "") -> Pair:
+    async def candidate(self, place: int, prompt: Prompt) -> Usable | Problem:
+        """The answer of one of the other models: of the endpoints first, then of the files."""
+        endpoints = self.settings.candidates
+        if place >= len(endpoints):
+            return self.given(list(self.answers)[place - len(endpoints)], prompt)
+        role = candidate_role(place)
+        return await self._ask(role, endpoints[place], prompt.messages, f"the answer of {endpoints[place].model}")
+
+    def candidates(self, prompt: Prompt) -> list[int]:
+        """The places of those other models that can be had for a prompt: an endpoint, or a file with its answer."""
+        endpoints = len(self.settings.candidates)
+        in_files = [place for place, one in enumerate(self.answers.values(), endpoints) if one.find(prompt)]
+        return [*range(endpoints), *in_files]
+
+    def given(self, name: str, prompt: Prompt, index: int = 0) -> Usable | Problem:
+        """An answer that exists already."""
+        source = self.answers[name]
+        found = source.find(prompt, index)
+        if found is None:
+            which = "no second answer" if index else "no answer"
+            return Problem(
+                Outcome.MISSING_ANSWER, f"{source.source} has {which} to this prompt (create.answers.{name})"
+            )
+        return check_text(found.text, found.model, f"the answer of {name} in {source.source}")
+
+    def pair(self, prompt: Prompt, chosen: Usable, rejected: Usable, rational: str = "", detail: str = "") -> Pair:
         """A row that came to its end."""
         return Pair(
             prompt,
@@ -64,6 +152,7 @@ class Desk:
             Answer(rejected.text, rejected.model),
             self.settings.method,
             rational,
+            detail=detail,
         )
 
     def refused(self, prompt: Prompt, problem: Problem, rejected: Usable | None = None, model: str = "") -> Pair:
@@ -77,23 +166,30 @@ class Desk:
             detail=problem.detail,
         )
 
+    async def _ask(
+        self, role: str, sampling: Sampling, messages: tuple[Message, ...], whose: str, index: int = 0
+    ) -> Usable | Problem:
+        request: Request = sampling.request(messages, index=index, seed=self.settings.prompts.seed)
+        try:
+            reply = await self._chats[role].reply(request)
+        except ReplyError as error:
+            return check(error, whose)
+        used = self.used[role]
+        used.replies += 1
+        used.prompt_tokens += reply.usage.prompt_tokens
+        used.completion_tokens += reply.usage.completion_tokens
+        endpoint, bill = self._endpoints.get(role), _BILL.get(None)
+        if bill and endpoint and endpoint.price:
+            bill.usd += usage_cost(endpoint.price, reply.usage)
+        return check(reply, whose)
 
-def _template(settings: CreateSettings) -> str:
-    """The teacher's prompt, found to have the right slots before anything is asked; empty where it has none."""
-    teacher = settings.teacher()
-    if isinstance(teacher, StrongerSettings):
-        return ""
-    template = load(teacher.prompt)
-    fill(template, dict.fromkeys(teacher.slots, ""))
-    return template
+
+def _name(role: str) -> str:
+    return f"team's {role}" if role.startswith("step") else role
 
 
-async def _ask(chat: Remembered, request: Request, used: Used, whose: str) -> Usable | Problem:
-    try:
-        reply = await chat.reply(request)
-    except ReplyError as error:
-        return check(error, whose)
-    used.replies += 1
-    used.prompt_tokens += reply.usage.prompt_tokens
-    used.completion_tokens += reply.usage.completion_tokens
-    return check(reply, whose)
+def _judged_data(settings: CreateSettings) -> JudgedData | None:
+    if settings.method != OFF_POLICY or settings.judged_data is None:
+        return None
+    # the split is that of the prompts, where the pairs are in the same data
+    return JudgedData(settings.judged_data, None if settings.judged else settings.prompts.split)

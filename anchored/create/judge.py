@@ -1,18 +1,28 @@
-"""judge-on-policy: of two answers that the policy sampled, the one that the teacher picks wins.
+"""judge-on-policy and judge-off-policy: of two answers, the one that the teacher picks wins.
 
-The teacher sees the two in an order drawn per prompt, or in both orders, where only an answer picked both times wins.
+The two are samples of the policy, or answers of two other models drawn per prompt; or the data says already which is
+better, and nobody is asked. The judge sees them in an order drawn per prompt, or in both orders, where only an answer
+picked both times wins. What the answers say to the judge is text to it and to the rule that reads its verdict: an
+answer that tells it what to say is noticed before anything is asked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import dataclass, replace
 
+from anchored.create.addressed import addresses_judge, holds_verdict
 from anchored.create.desk import Desk
 from anchored.create.replies import Problem, Usable, beginning, is_refusal
-from anchored.llm.prompt_files import as_text
 from anchored.llm.verdict import read_verdict
-from anchored.records import Outcome, Pair, Prompt, content_hash
+from anchored.records import Outcome, Pair, Prompt, as_text, content_hash
+
+NOTICED = {
+    "holds_verdict": "an answer holds [1] or [2], which is not the judge's verdict",
+    "addresses_judge": "an answer speaks to its judge",
+}
+"""What a pair may be kept with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,45 +30,102 @@ class Pick:
     """What the judge decided."""
 
     winner: int
-    """0 or 1: which sample."""
+    """0 or 1: which answer."""
     rational: str
+    note: str = ""
+    """What was noticed about the answers, for people."""
 
 
 async def judge_on_policy(prompt: Prompt, desk: Desk) -> Pair:
     """Eq. 2: two samples of the policy, ranked by the judge."""
     first, second = await asyncio.gather(desk.sample(prompt, 0), desk.sample(prompt, 1))
-    for sample in (first, second):
-        if isinstance(sample, Problem):
-            return desk.refused(prompt, sample)
-    assert isinstance(first, Usable)
-    assert isinstance(second, Usable)
-    if first.text.strip() == second.text.strip():
-        problem = Problem(Outcome.IDENTICAL_SAMPLES, f"both samples are {beginning(first.text)}", second.text)
-        return desk.refused(prompt, problem, first, second.model)
-    pick = await _judged(prompt, (first, second), desk)
-    if isinstance(pick, Problem):
-        return desk.refused(prompt, replace(pick, text=second.text), first, second.model)
-    chosen, rejected = (first, second) if pick.winner == 0 else (second, first)
-    return desk.pair(prompt, chosen, rejected, pick.rational)
+    return await _ranked(prompt, first, second, desk)
 
 
-async def _judged(prompt: Prompt, samples: tuple[Usable, Usable], desk: Desk) -> Pick | Problem:
-    """One pick, or, asked in both orders, the one that both agree on."""
-    first_shown = int(content_hash([prompt.id, desk.settings.prompts.seed]), 16) % 2
-    orders = [first_shown] if desk.settings.judge.orders == "one" else [first_shown, 1 - first_shown]
-    picks = await asyncio.gather(*(_pick(prompt, samples, order, desk) for order in orders))
+async def judge_off_policy(prompt: Prompt, desk: Desk) -> Pair:
+    """Eq. 3: two answers by other models, ranked by the judge or by the data."""
+    if desk.judged is not None:
+        return _already_judged(prompt, desk)
+    places = desk.candidates(prompt)
+    if len(places) < 2:
+        had = f"{len(places)} of the {len(desk.settings.candidates) + len(desk.answers)} other models"
+        return desk.refused(prompt, Problem(Outcome.MISSING_ANSWER, f"only {had} has an answer; a pair needs two"))
+    # a str seeds by its hash of sha512, which is the same everywhere
+    one, other = random.Random(f"{desk.settings.prompts.seed} {prompt.id}").sample(places, 2)
+    first, second = await asyncio.gather(desk.candidate(one, prompt), desk.candidate(other, prompt))
+    return await _ranked(prompt, first, second, desk)
+
+
+async def compare(
+    prompt: Prompt, answers: tuple[Usable, Usable], desk: Desk, role: str, place: int = 0
+) -> Pick | Problem:
+    """One pick of the judge in a role or, asked in both orders, the one that both agree on.
+
+    `place` tells apart the several comparisons of one prompt, so that their orders differ.
+    """
+    judge, spoken = desk.settings.judge, _spoken_to_judge(prompt, answers)
+    if spoken and judge.refuse_addressed:
+        return Problem(Outcome.ADDRESSES_JUDGE, spoken)
+    drawn_by = [prompt.id, desk.settings.prompts.seed, *([place] if place else [])]
+    first_shown = int(content_hash(drawn_by), 16) % 2
+    orders = [first_shown] if judge.orders == "one" else [first_shown, 1 - first_shown]
+    picks = await asyncio.gather(*(_pick(prompt, answers, order, desk, role) for order in orders))
     for pick in picks:
         if isinstance(pick, Problem):
             return pick
-    winners = {pick.winner for pick in picks if isinstance(pick, Pick)}
-    if len(winners) > 1:
+    picked = [pick for pick in picks if isinstance(pick, Pick)]
+    if len({pick.winner for pick in picked}) > 1:
         return Problem(Outcome.DISAGREEMENT, "shown in the other order, the judge picks the other answer")
-    return picks[0]
+    return replace(picked[0], note=_noticed(spoken, answers, desk))
 
 
-async def _pick(prompt: Prompt, samples: tuple[Usable, Usable], first_shown: int, desk: Desk) -> Pick | Problem:
-    shown = {"answer_1": samples[first_shown].text, "answer_2": samples[1 - first_shown].text}
-    reply = await desk.teach(prompt=as_text(prompt), **shown)
+def _already_judged(prompt: Prompt, desk: Desk) -> Pair:
+    assert desk.judged is not None
+    pair = desk.judged.find(prompt)
+    if pair is None:
+        problem = Problem(Outcome.MISSING_ANSWER, f"{desk.judged.source} holds no judged answers to this prompt")
+        return desk.refused(prompt, problem)
+    return replace(pair, method=desk.settings.method)
+
+
+async def _ranked(prompt: Prompt, first: Usable | Problem, second: Usable | Problem, desk: Desk) -> Pair:
+    for answer in (first, second):
+        if isinstance(answer, Problem):
+            return desk.refused(prompt, answer)
+    assert isinstance(first, Usable)
+    assert isinstance(second, Usable)
+    if first.text.strip() == second.text.strip():
+        problem = Problem(Outcome.IDENTICAL_SAMPLES, f"both answers are {beginning(first.text)}", second.text)
+        return desk.refused(prompt, problem, first, second.model)
+    pick = await compare(prompt, (first, second), desk, "teacher")
+    if isinstance(pick, Problem):
+        return desk.refused(prompt, replace(pick, text=second.text), first, second.model)
+    chosen, rejected = (first, second) if pick.winner == 0 else (second, first)
+    return desk.pair(prompt, chosen, rejected, pick.rational, pick.note)
+
+
+def _spoken_to_judge(prompt: Prompt, answers: tuple[Usable, Usable]) -> str:
+    task = as_text(prompt)
+    words = next(filter(None, (addresses_judge(answer.text, task) for answer in answers)), "")
+    return f"{NOTICED['addresses_judge']}: {words!r}" if words else ""
+
+
+def _noticed(spoken: str, answers: tuple[Usable, Usable], desk: Desk) -> str:
+    """What is to be said of answers that were judged all the same; it is counted as well."""
+    if spoken:
+        desk.noticed["addresses_judge"] += 1
+        return spoken
+    if any(holds_verdict(answer.text) for answer in answers):
+        desk.noticed["holds_verdict"] += 1
+        return NOTICED["holds_verdict"]
+    return ""
+
+
+async def _pick(
+    prompt: Prompt, answers: tuple[Usable, Usable], first_shown: int, desk: Desk, role: str
+) -> Pick | Problem:
+    shown = {"answer_1": answers[first_shown].text, "answer_2": answers[1 - first_shown].text}
+    reply = await desk.teach(role, {"prompt": as_text(prompt), **shown})
     if isinstance(reply, Problem):
         return reply
     verdict = read_verdict(reply.text)

@@ -12,6 +12,8 @@ from anchored.errors import ReplyError
 from anchored.llm.chat import Reply
 from anchored.records import Outcome
 
+MOST_CHARACTERS = 1_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Usable:
@@ -39,9 +41,17 @@ def check(result: Reply | ReplyError, whose: str) -> Usable | Problem:
         return Problem(Outcome.REFUSAL, f"{whose}: stopped by the endpoint's content filter", result.text)
     if result.finish_reason != "stop":
         return Problem(Outcome.TRUNCATED, f"{whose}: not whole, finish_reason is {result.finish_reason!r}", result.text)
-    if not result.text.strip():
+    return check_text(result.text, result.model, whose)
+
+
+def check_text(text: str, model: str, whose: str) -> Usable | Problem:
+    """A whole text if there is one, of a length that comparing does not choke on."""
+    if not text.strip():
         return Problem(Outcome.EMPTY, f"{whose}: holds no text")
-    return Usable(result.text, result.model)
+    if len(text) > MOST_CHARACTERS:
+        detail = f"{whose}: has {len(text)} characters, more than any answer has"
+        return Problem(Outcome.TOO_LONG, detail, text[:MOST_CHARACTERS])
+    return Usable(text, model)
 
 
 def is_refusal(text: str) -> bool:

@@ -30,7 +30,7 @@ class RowFile:
         self._name = name
         self._accepted = PairWriter(path, extra=_COLUMNS)
         self._refused = refused
-        self._sums = dict.fromkeys(_COLUMNS, 0.0)
+        self._means = contrast.Means("whitespace")
 
     @property
     def pairs(self) -> int:
@@ -46,15 +46,13 @@ class RowFile:
         if row.outcome is not Outcome.OK:
             self._refused.write([row], {"set": [self._name]})
             return
-        (measured,) = contrast.contrasts([row])
-        for column in _COLUMNS:
-            self._sums[column] += getattr(measured, column)
+        measured = contrast.compare(row)
+        self._means.add(measured)
         self._accepted.write([row], {column: [getattr(measured, column)] for column in _COLUMNS})
 
     def contrast(self) -> contrast.MeanContrast:
-        """Of the accepted rows; there must be some."""
-        means: dict[str, Any] = {column: total / self.pairs for column, total in self._sums.items()}
-        return contrast.MeanContrast(self.pairs, "whitespace", **means)
+        """Of the accepted rows."""
+        return self._means.mean()
 
     def __enter__(self) -> Self:
         self._accepted.__enter__()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
-from anchored.llm.settings import BatchSettings, EndpointSettings, SampleSettings
+from anchored.create.filters import Chosen, choose, schema, spelt
+from anchored.llm.settings import BatchSettings, EndpointSettings, SampleSettings, Sampling
 from anchored.settings import Settings
 
 PAPERS_TEACHER = "gpt-4-turbo"
+OFF_POLICY = "judge-off-policy"
+POLICY = "policy"
+"""The policy's name among those who answer."""
 
 
 class PromptSettings(Settings):
@@ -25,23 +29,51 @@ class PromptSettings(Settings):
     """Prompts kept apart, whose pairs are never trained on: their log-probabilities are followed through training.
     Null: 100, or a tenth of the prompts where there are fewer than 1000."""
     seed: int = 0
-    """Of the draw, of the samples and of the order in which a judge sees two answers."""
+    """Of the draw, of the samples, of which two answers a judge sees and in which order."""
+
+
+class DecontaminateSettings(Settings):
+    """Which prompts are set aside because a benchmark asks the same."""
+
+    against: tuple[str, ...] = Field(min_length=1)
+    """Files of questions, in any layout of prompts; a `context` column beside a question belongs to it."""
+    words: int = Field(default=13, ge=1)
+    """So many words in a row that a prompt shares with a question are too many; shorter prompts are compared whole."""
 
 
 class ReviserSettings(EndpointSettings):
     """The teacher of clair."""
 
-    slots: ClassVar[tuple[str, ...]] = ("prompt", "answer")
-
     model: str = PAPERS_TEACHER
     prompt: str = "create/reviser"
-    """The paper's prompt, or a text file with the slots <<prompt>> and <<answer>> that asks for the same headers."""
+    """The paper's prompt; create/reviser-same-length, create/reviser-light, -medium or -strong; or a text file with the
+    slots <<prompt>> and <<answer>> that asks for the same headers."""
+
+
+class StepSettings(EndpointSettings):
+    """One step of a team of revisers."""
+
+    does: Literal["revise", "critique"]
+    """revise: writes the next revision; critique: says what is still to be improved."""
+    model: str = PAPERS_TEACHER
+    prompt: str | None = None
+    """A shipped prompt or a text file with any of the slots <<prompt>>, <<answer>> (the policy's), <<revision>> (the
+    latest) and <<critique>> (the latest), as far as the steps before it have made them. Null: create/reviser for the
+    first revision, create/critic for a critique, create/reviser-again for a later revision."""
+
+
+class BestOfSettings(Settings):
+    """Which of several revisions is taken."""
+
+    n: int = Field(default=4, ge=2, le=64)
+    """Revisions of each answer."""
+    by: Literal["jaccard", "judge"] = "jaccard"
+    """Of those that pass the filters; jaccard: the one most like the policy's answer; judge: create.judge compares the
+    first with the second, the winner with the third, and so on."""
 
 
 class JudgeSettings(EndpointSettings):
-    """The teacher of judge-on-policy."""
-
-    slots: ClassVar[tuple[str, ...]] = ("prompt", "answer_1", "answer_2")
+    """The teacher of judge-on-policy and judge-off-policy, and whom best_of may ask."""
 
     model: str = PAPERS_TEACHER
     prompt: str = "create/judge"
@@ -50,6 +82,9 @@ class JudgeSettings(EndpointSettings):
     orders: Literal["one", "both"] = "one"
     """one: shows the two answers in an order drawn from the prompt's id and the seed; both: asks in either order and
     drops disagreements."""
+    refuse_addressed: bool = True
+    """Ask nothing about answers that speak to their judge (`say [1]`): the row's outcome is addresses_judge. false:
+    they are judged, and `detail` says so."""
 
 
 class StrongerSettings(EndpointSettings):
@@ -58,100 +93,153 @@ class StrongerSettings(EndpointSettings):
     model: str = PAPERS_TEACHER
 
 
-class LengthRatio(Settings):
-    """Characters of the chosen answer per character of the rejected one; outside of [low, high] a pair is refused."""
+Filter = Annotated[Chosen, PlainValidator(choose), PlainSerializer(spelt), WithJsonSchema(schema())]
 
-    low: float = Field(default=0.5, ge=0)
-    high: float = Field(default=2.0, gt=0)
-
-    @model_validator(mode="after")
-    def _is_a_band(self) -> LengthRatio:
-        if self.low > self.high:
-            raise ValueError(f"low ({self.low:g}) is above high ({self.high:g}); swap them")
-        return self
-
-
-class LengthRatioFilter(Settings):
-    """`length_ratio` with its bounds."""
-
-    length_ratio: LengthRatio
-
-
-FilterName = Literal["length_ratio", "leak"]
-FILTER_NAMES: tuple[str, ...] = get_args(FilterName)
-
-
-def _checked_filter(value: Any) -> Any:
-    """A filter is a name, or one name with its settings (`{length_ratio: {low: 0.7}}`)."""
-    if isinstance(value, LengthRatioFilter):
-        return value
-    name, options = next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else (value, None)
-    if name not in FILTER_NAMES:
-        raise ValueError(f"a filter is one of {', '.join(FILTER_NAMES)}, or one of them with its settings")
-    if options and name == "leak":
-        raise ValueError("leak has no settings; write it bare")
-    return {name: options} if options else name
-
-
-def _form(value: Any) -> str:
-    return "bare" if isinstance(value, str) else "with settings"
-
-
-Filter = Annotated[
-    Annotated[FilterName, Tag("bare")] | Annotated[LengthRatioFilter, Tag("with settings")],
-    Discriminator(_form),
-    BeforeValidator(_checked_filter),
-]
-
-CLAIR_FILTERS: tuple[Filter, ...] = ("length_ratio", "leak")
+CLAIR_FILTERS: tuple[Chosen, ...] = (choose("length_ratio"), choose("leak"))
 
 
 class CreateSettings(Settings):
     """The `create:` section: how pairs are made from prompts."""
 
-    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd", "batch"})
+    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd", "pilot", "batch"})
 
-    method: Literal["clair", "judge-on-policy", "stronger-preferred"] = "clair"
+    method: Literal["clair", "judge-on-policy", "judge-off-policy", "stronger-preferred"] = "clair"
     """clair: the teacher minimally revises the policy's answer; judge-on-policy: it picks the better of two of them;
+    judge-off-policy: it picks the better of two answers by other models, or the data says which is;
     stronger-preferred: its own answer wins."""
     prompts: PromptSettings = PromptSettings()
+    decontaminate: DecontaminateSettings | None = None
+    """Set prompts aside that share their words with a benchmark."""
     target: int | None = Field(default=None, ge=1)
     """Go on through the prompts, in the order of their draw, until so many pairs are accepted; null: try every prompt.
     Pairs beyond them are refused as surplus, and cost nothing when the target is raised."""
     sample: SampleSettings = SampleSettings()
     """How the policy answers."""
     reviser: ReviserSettings = ReviserSettings()
+    team: tuple[StepSettings, ...] = ()
+    """Steps that revise one after another, in place of `reviser`: revise, critique, revise. The last revision wins."""
+    best_of: BestOfSettings | None = None
+    """Ask for several revisions and take one; null: ask for one."""
     judge: JudgeSettings = JudgeSettings()
+    candidates: tuple[EndpointSettings, ...] = ()
+    """The other models of judge-off-policy: endpoints that are asked for their answers."""
+    answers: dict[str, str] = Field(default_factory=dict)
+    """Answers that exist already, as NAME: FILE. judge-off-policy: NAME is one of the other models. Elsewhere it is
+    `policy`, whose answers are then read and not sampled."""
+    judged: str | None = None
+    """Pairs that are judged already, for judge-off-policy: a file, a folder or a Hub id. Null: prompts.data, where
+    neither candidates nor answers are named."""
     stronger: StrongerSettings = StrongerSettings()
     filters: tuple[Filter, ...] | None = None
-    """Which pairs are refused: length_ratio, leak. null: both for clair, none for the others."""
+    """Which pairs are refused, in this order (docs/create.md). Null: length_ratio and leak for clair, none for the
+    others."""
+    decisions: str | None = None
+    """A file in which people decided about pairs (`anchored inspect`): it has the last word after the filters. null:
+    decisions.jsonl of the run folder, if there is one."""
     batch: BatchSettings = BatchSettings()
     """How `--batch`, `--batch-export` and `--batch-import` go."""
     budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Most money for the replies of this run, in USD, what earlier processes spent included; null: no limit. Needs the
-    teacher's price."""
+    price of every endpoint that the method asks."""
+    pilot: int = Field(default=20, ge=0)
+    """Where prices are known, so many rows are made first, and what all will cost is told before the rest is asked; 0:
+    none."""
 
     @model_validator(mode="after")
-    def _budget_has_a_price(self) -> CreateSettings:
-        if self.budget_usd is not None and self.teacher().price is None:
-            raise ValueError(
-                f"budget_usd is {self.budget_usd:g}, but what {self.teacher().model} costs is not known; give the "
-                f"teacher of {self.method} its price: {{input: ..., output: ...}}, in USD per million tokens"
-            )
+    def _budget_has_its_prices(self) -> CreateSettings:
+        for role, endpoint in self.endpoints().items() if self.budget_usd is not None else ():
+            if endpoint.price is None:
+                raise ValueError(
+                    f"budget_usd is {self.budget_usd:g}, but what {endpoint.model} costs is not known; give the "
+                    f"{role} of {self.method} its price: {{input: ..., output: ...}}, in USD per million tokens"
+                )
         return self
 
-    def teacher(self) -> ReviserSettings | JudgeSettings | StrongerSettings:
-        """The endpoint that the method asks."""
-        return {"clair": self.reviser, "judge-on-policy": self.judge, "stronger-preferred": self.stronger}[self.method]
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> CreateSettings:
+        self._check_clair_only()
+        if self.method == OFF_POLICY:
+            self._check_off_policy()
+        else:
+            self._check_others()
+        return self
 
-    def active_filters(self) -> tuple[LengthRatio | Literal["leak"], ...]:
-        """The filters with their settings, in order."""
-        chosen = self.filters if self.filters is not None else CLAIR_FILTERS if self.method == "clair" else ()
-        return tuple(
-            one.length_ratio
-            if isinstance(one, LengthRatioFilter)
-            else LengthRatio()
-            if one == "length_ratio"
-            else "leak"
-            for one in chosen
-        )
+    def teacher(self) -> ReviserSettings | JudgeSettings | StrongerSettings | None:
+        """The stronger model that the method asks; None where a team revises or the data is judged already."""
+        if self.method == "clair":
+            return None if self.team else self.reviser
+        if self.method == "stronger-preferred":
+            return self.stronger
+        return self.judge if self.judged_data is None else None
+
+    def endpoints(self) -> dict[str, EndpointSettings]:
+        """Every endpoint that the method asks, by its role."""
+        teacher = self.teacher()
+        asked: dict[str, EndpointSettings] = {"teacher": teacher} if teacher else {}
+        if self.method == "clair":
+            asked |= {step_role(place): step for place, step in enumerate(self.team)}
+            if self.best_of and self.best_of.by == "judge":
+                asked["judge"] = self.judge
+        if self.method == OFF_POLICY:
+            asked |= {candidate_role(place): one for place, one in enumerate(self.candidates)}
+        return asked
+
+    @property
+    def asks_policy(self) -> bool:
+        """Whether the policy is to answer prompts."""
+        return self.method != OFF_POLICY and POLICY not in self.answers
+
+    @property
+    def judged_data(self) -> str | None:
+        """Where the judged pairs of judge-off-policy are; None where a judge is asked."""
+        if self.method != OFF_POLICY or self.candidates or self.answers:
+            return None
+        return self.judged or self.prompts.data
+
+    def active_filters(self) -> tuple[Chosen, ...]:
+        """The filters with their options, in order."""
+        if self.filters is not None:
+            return self.filters
+        return CLAIR_FILTERS if self.method == "clair" else ()
+
+    def _check_clair_only(self) -> None:
+        for name in ("team", "best_of"):
+            if getattr(self, name) and self.method != "clair":
+                raise ValueError(f"{name} has no use with {self.method}: only clair revises; leave {name} out")
+        if self.team and (self.team[0].does, self.team[-1].does) != ("revise", "revise"):
+            raise ValueError("team begins and ends with a step that does: revise")
+        revisers = [step for step in self.team if step.does == "revise"] or [self.reviser]
+        if self.best_of and all(reviser.temperature == 0 for reviser in revisers):
+            raise ValueError("best_of asks for several revisions, which are all the same at temperature 0; raise it")
+
+    def _check_off_policy(self) -> None:
+        if self.judged and (self.candidates or self.answers):
+            raise ValueError("judged pairs need no candidates and no answers; leave one of them out")
+        if POLICY in self.answers:
+            raise ValueError("answers: judge-off-policy compares other models; call them by their own names")
+        named = len(self.candidates) + len(self.answers)
+        if named == 1:
+            raise ValueError("judge-off-policy needs two or more other models: add to candidates or answers")
+        drawn = [one.model_dump(include={*Sampling.model_fields, "model", "extra_body"}) for one in self.candidates]
+        if any(one in drawn[:place] for place, one in enumerate(drawn)):
+            raise ValueError("candidates names one model twice, whose answers would be the same; draw them differently")
+
+    def _check_others(self) -> None:
+        for name in ("candidates", "judged"):
+            if getattr(self, name):
+                raise ValueError(f"{name} has no use with {self.method}; use judge-off-policy, or leave {name} out")
+        if strangers := sorted(self.answers.keys() - {POLICY}):
+            raise ValueError(
+                f"answers of {strangers[0]!r} have no use with {self.method}; "
+                f"the policy's own are named as {{{POLICY}: FILE}}"
+            )
+
+
+def candidate_role(place: int) -> str:
+    """The role of one of the candidates."""
+    return f"candidate {place + 1}"
+
+
+def step_role(place: int) -> str:
+    """The role of one of the team's steps."""
+    return f"step {place + 1}"

@@ -11,19 +11,21 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from anchored.create.clair import clair
 from anchored.create.desk import CreateChats, Desk, Used
+from anchored.create.estimate import estimate
 from anchored.create.filters import filtered
-from anchored.create.judge import judge_on_policy
+from anchored.create.judge import NOTICED, judge_off_policy, judge_on_policy
 from anchored.create.row_file import RowFile
 from anchored.create.settings import CreateSettings
 from anchored.create.stronger import stronger_preferred
 from anchored.datasets_io import PairWriter, PromptRows, Prompts
+from anchored.decisions import Decisions, apply, read_decisions
 from anchored.errors import DataError
 from anchored.llm.ask import AHEAD, OUTSTANDING, work_in_order
 from anchored.llm.replies import Remembered
@@ -36,6 +38,7 @@ __all__ = ["METHODS", "CreateChats", "CreateSummary", "create"]
 METHODS: Mapping[str, Callable[[Prompt, Desk], Awaitable[Pair]]] = {
     "clair": clair,
     "judge-on-policy": judge_on_policy,
+    "judge-off-policy": judge_off_policy,
     "stronger-preferred": stronger_preferred,
 }
 _TASK = "pairs"
@@ -52,12 +55,17 @@ class CreateSummary:
     """Rows of the training prompts by outcome, the most frequent first."""
     held_out_outcomes: dict[str, int]
     prompts_refused: int
-    """Rows of the data that hold no prompt."""
+    """Rows of the data that hold no prompt, or one that a benchmark has."""
     contrast: dict[str, Any]
     """The pairs' row of Table 1."""
     replies: dict[str, dict[str, Any]]
-    """Of policy and teacher: the model, the tokens of the replies that rows were made of, and how many replies this
+    """By role (policy, teacher, ...): the model, the tokens of the replies that rows were made of, and how many this
     process asked for and how many it had in the store."""
+    prompt_files: dict[str, dict[str, str]]
+    """Name (`prompt`) and `sha256` of each prompt file that a teacher was asked with, by role."""
+    noticed: dict[str, int]
+    """Pairs of this process that were kept although something was noticed, which their `detail` says: `holds_verdict`
+    (an answer holds [1] or [2]), `addresses_judge`."""
     seconds: float
     """Of this process."""
 
@@ -68,16 +76,18 @@ async def create(
     prompts: PromptRows,
     chats: CreateChats,
     progress: Progress,
-    under_way: int = OUTSTANDING,
+    by_batch: int | None = None,
 ) -> CreateSummary:
     """Make a row of every prompt and write them; what Stopped or ModelError cut short goes on with the same call.
 
-    Rows are written as they come, in the order of the prompts, so their number does not matter to memory; that of the
-    rows made at a time, `under_way`, does.
+    Rows are written as they come, in the order of the prompts, so their number does not matter to memory. Where replies
+    come by batches, `by_batch` is how many rows are made at a time, which does; no round is made that could be spared.
     """
     started = time.perf_counter()
     desk = Desk(settings, chats)
     _note_what_is_missing(settings, prompts, progress)
+    for note in desk.notes:
+        progress.note(note)
     with PairWriter(run.refused, extra={"set": str}) as refused:
         for row in prompts.refused:
             refused.write([row], {"set": ["data"]})
@@ -85,10 +95,13 @@ async def create(
         held_out = RowFile("held_out", run.held_out, refused)
         # without a pair the refused rows alone are written: they say why
         with suppress(_NoPair), training, held_out:
-            await _make(desk, prompts, training, held_out, progress, under_way)
+            maker = _Maker(desk, _decisions(run, settings, progress), progress, by_batch)
+            await maker.make(prompts, training, held_out)
             if not training.pairs:
                 raise _NoPair
     _note_what_failed((training, held_out), progress)
+    for what, count in desk.noticed.items():
+        progress.note(f"create: {NOTICED[what]} in {count} of the pairs that were kept; their detail says so")
     if not training.pairs:
         raise DataError(_no_pairs(run.refused, training))
     if settings.target is not None and training.pairs < settings.target:
@@ -101,7 +114,9 @@ async def create(
         held_out_outcomes=_by_outcome(held_out),
         prompts_refused=len(prompts.refused),
         contrast=asdict(training.contrast()),
-        replies={"policy": _about(chats.policy, desk.policy), "teacher": _about(chats.teacher, desk.teacher)},
+        replies={role: _about(chat, desk.used[role]) for role, chat in chats.items()},
+        prompt_files=desk.prompt_files,
+        noticed=dict(desk.noticed),
         seconds=time.perf_counter() - started,
     )
     run.complete("create", asdict(summary))
@@ -112,30 +127,96 @@ class _NoPair(Exception):
     """No row of the training prompts was accepted."""
 
 
-async def _make(
-    desk: Desk, prompts: PromptRows, training: RowFile, held_out: RowFile, progress: Progress, under_way: int
-) -> None:
-    """A row of each prompt, in their order: the teacher works while the policy still samples.
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Prompts whose rows go to one file."""
 
-    What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
-    """
-    target = training.target
-    outcomes: Counter[str] = Counter()
-    progress.start(_TASK, (target or len(prompts.prompts)) + len(prompts.held_out))
-    # with the first of the others: where replies come by batches there is no second wait for them
-    apart = [_Share(prompts.held_out, held_out, _Counter(progress, outcomes))]
-    try:
-        tried = 0
-        while tried < len(prompts.prompts) and (target is None or training.pairs < target):
-            more = len(prompts.prompts) if target is None else _round(target, training.pairs, tried)
-            counted = None if target is None else Outcome.OK
-            share = _Share(prompts.prompts[tried : tried + more], training, _Counter(progress, outcomes, counted))
-            await _rows(desk, [share, *apart], under_way)
-            apart = []
-            tried += more
-        await _rows(desk, apart, under_way)
-    finally:
-        progress.finish(_TASK)
+    prompts: Prompts
+    file: RowFile
+    counted: Outcome | None = None
+    """Only rows with this outcome are steps, if it is given."""
+
+
+class _Due(NamedTuple):
+    """A row to make."""
+
+    share: _Share
+    prompt: Prompt
+
+
+@dataclass(slots=True)
+class _Maker:
+    """Makes rows, and tells how many are through and what is spent."""
+
+    desk: Desk
+    decisions: Decisions
+    progress: Progress
+    by_batch: int | None = None
+    outcomes: Counter[str] = field(default_factory=Counter)
+    bills: list[float] = field(default_factory=list)
+    """USD of each row of the pilot."""
+
+    async def make(self, prompts: PromptRows, training: RowFile, held_out: RowFile) -> None:
+        """A row of each prompt, in their order: the teacher works while the policy still samples.
+
+        What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
+        """
+        target, every = training.target, len(prompts.prompts)
+        self.progress.start(_TASK, (target or every) + len(prompts.held_out))
+        apart = [_Share(prompts.held_out, held_out)]
+        try:
+            tried = 0
+            while tried < every and (target is None or training.pairs < target):
+                more = min(every - tried, _round(target, training.pairs, tried) if target else every)
+                pilot = 0 if tried else self._pilot()
+                if 1 < pilot < more:
+                    more = pilot
+                share = _Share(prompts.prompts[tried : tried + more], training, Outcome.OK if target else None)
+                if self.by_batch:  # the held-out rows do not wait for a batch of their own
+                    await self._rows(share, *apart)
+                    apart = []
+                else:
+                    await self._rows(share)
+                tried += more
+                if more == pilot:
+                    self._tell_what_all_cost(prompts, training)
+            await self._rows(*apart)
+        finally:
+            self.progress.finish(_TASK)
+
+    def _pilot(self) -> int:
+        """How many rows go first to tell the cost of all; none by batch, where they would take a batch of their own."""
+        return self.desk.settings.pilot if self.desk.purse and not self.by_batch else 0
+
+    async def _rows(self, *shares: _Share) -> None:
+        """Rows to their files."""
+        make, filters = METHODS[self.desk.settings.method], self.desk.filters
+
+        async def row(_: int, due: _Due) -> Callable[[], None]:
+            with self.desk.bill() as bill:
+                pair = apply(filtered(await make(due.prompt, self.desk), filters), self.decisions)
+            self._count(pair.outcome, bill.usd, due.share.counted)
+            return partial(due.share.file.put, pair)
+
+        due = (_Due(share, prompt) for share in shares for prompt in share.prompts)
+        under_way = self.by_batch or OUTSTANDING
+        await work_in_order(due, row, lambda put: put(), outstanding=under_way, ahead=max(AHEAD, 2 * under_way))
+
+    def _count(self, outcome: Outcome, usd: float, counted: Outcome | None) -> None:
+        if len(self.bills) < self.desk.settings.pilot:
+            self.bills.append(usd)
+        self.outcomes[outcome] += 1
+        money = {"usd": self.desk.purse.spent_usd} if self.desk.purse else {}
+        self.progress.advance(_TASK, int(counted in (None, outcome)), **self.outcomes, **money)
+
+    def _tell_what_all_cost(self, prompts: PromptRows, training: RowFile) -> None:
+        """The pilot's estimate, before the rest is asked."""
+        assert self.desk.purse
+        rows = len(prompts.prompts)
+        if training.target:
+            rows = min(rows, len(self.bills) + _round(training.target, training.pairs, len(self.bills)))
+        found = estimate(self.bills, rows + len(prompts.held_out))
+        self.progress.note(f"create: {found.told(self.desk.purse.spent_usd, self.desk.settings.budget_usd)}")
 
 
 def _round(target: int, pairs: int, tried: int) -> int:
@@ -146,55 +227,25 @@ def _round(target: int, pairs: int, tried: int) -> int:
     return math.ceil(missing * tried / pairs)
 
 
-async def _rows(desk: Desk, shares: Sequence[_Share], under_way: int) -> None:
-    make, filters = METHODS[desk.settings.method], desk.settings.active_filters()
-
-    async def row(_: int, due: _Due) -> Callable[[], None]:
-        pair = filtered(await make(due.prompt, desk), filters)
-        due.share.counter.count(pair.outcome)
-        return partial(due.share.file.put, pair)
-
-    due = (_Due(share, prompt) for share in shares for prompt in share.prompts)
-    await work_in_order(due, row, lambda put: put(), outstanding=under_way, ahead=max(AHEAD, 2 * under_way))
-
-
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """Prompts whose rows go to one file."""
-
-    prompts: Prompts
-    file: RowFile
-    counter: _Counter
-
-
-class _Due(NamedTuple):
-    """A row to make."""
-
-    share: _Share
-    prompt: Prompt
-
-
-@dataclass(frozen=True, slots=True)
-class _Counter:
-    """Tells how many rows are through."""
-
-    progress: Progress
-    outcomes: Counter[str]
-    counted: Outcome | None = None
-    """Only rows with this outcome are steps; None: all are."""
-
-    def count(self, outcome: Outcome) -> None:
-        self.outcomes[outcome] += 1
-        self.progress.advance(_TASK, int(self.counted in (None, outcome)), **self.outcomes)
+def _decisions(run: Run, settings: CreateSettings, progress: Progress) -> Decisions:
+    path = Path(settings.decisions).expanduser() if settings.decisions else run.decisions
+    if settings.decisions and not path.exists():
+        raise DataError(f"create.decisions: {path}: no such file; `anchored inspect` writes one")
+    decisions = read_decisions(path)
+    if path.exists():
+        progress.note(f"create: {path}: {decisions.describe()}")
+    return decisions
 
 
 def _note_what_is_missing(settings: CreateSettings, prompts: PromptRows, progress: Progress) -> None:
     take, found = settings.prompts.take, len(prompts.prompts)
     if take is not None and found < take:
         progress.note(f"create: prompts.take asks for {take} prompts, there are {found}")
-    if prompts.refused:
-        first = prompts.refused[0].detail
-        progress.note(f"create: {len(prompts.refused)} rows of the data hold no prompt; the first: {first}")
+    contaminated = [row for row in prompts.refused if row.outcome is Outcome.CONTAMINATED]
+    without = [row for row in prompts.refused if row.outcome is not Outcome.CONTAMINATED]
+    for rows, what in ((without, "hold no prompt"), (contaminated, "are set aside as contaminated")):
+        if rows:
+            progress.note(f"create: {len(rows)} rows of the data {what}; the first: {rows[0].detail}")
 
 
 def _note_what_failed(files: Sequence[RowFile], progress: Progress) -> None:
@@ -225,6 +276,11 @@ _ADVICE = {
     Outcome.ENDPOINT_ERROR: "see what the endpoint says",
     Outcome.LENGTH_RATIO: "widen the length_ratio of create.filters, or use another teacher",
     Outcome.LEAK: "take leak out of create.filters, or use another teacher",
+    Outcome.CONTRAST: "widen the band of jaccard or edit_share in create.filters",
+    Outcome.MISSING_ANSWER: "see whether create.answers or create.judged answers these prompts: by content or by id",
+    Outcome.ADDRESSES_JUDGE: "look at the answers; create.judge.refuse_addressed=false has them judged all the same",
+    Outcome.DISAGREEMENT: "try another judge",
+    Outcome.UNPARSABLE: "the judge does not follow its prompt: try a stronger one",
 }
 
 

@@ -14,7 +14,7 @@ async def stronger_preferred(prompt: Prompt, desk: Desk) -> Pair:
     rejected = await desk.sample(prompt)
     if isinstance(rejected, Problem):
         return desk.refused(prompt, rejected)
-    chosen = await desk.answer(*prompt.messages)
+    chosen = await desk.answer(prompt)
     if isinstance(chosen, Problem):
         return desk.refused(prompt, chosen, rejected)
     chosen = replace(chosen, text=chosen.text.strip())

@@ -9,7 +9,7 @@ Nothing here compares, renders or scores texts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anchored.datasets_io import layouts
@@ -29,7 +29,9 @@ __all__ = [
     "Prompts",
     "Refusals",
     "TrainingRows",
+    "checked",
     "describe_refused",
+    "each_pair",
     "held_out_count",
     "read_pairs",
     "read_prompts",
@@ -61,8 +63,7 @@ class TrainingRows:
 def read_pairs(source: str | Path, *, take: int | None = None, seed: int = 0, split: str | None = None) -> PairRows:
     """The pairs of a source; with `take`, a uniform seeded sample of at most that many, in the data's order."""
     pairs, refused = [], []
-    for row in read(source, split):
-        pair = _pair_or_refusal(row)
+    for pair in each_pair(source, split=split):
         (pairs if pair.outcome is Outcome.OK else refused).append(pair)
     if not pairs:
         raise Refusals.of(refused).nothing_usable(source, "pair")
@@ -72,11 +73,26 @@ def read_pairs(source: str | Path, *, take: int | None = None, seed: int = 0, sp
     return PairRows(pairs, refused)
 
 
+def each_pair(source: str | Path, *, split: str | None = None) -> Iterator[Pair]:
+    """Every row of a source, one by one, in the data's order: as a pair, or refused as in `PairRows`."""
+    for row in read(source, split):
+        yield _pair_or_refusal(row)
+
+
+def checked(pair: Pair) -> Pair:
+    """A pair as it is, or refused by name where its prompt or an answer is missing or its answers are the same."""
+    try:
+        layouts.check_prompt(pair.prompt)
+        layouts.check_answers(pair)
+    except Refused as reason:
+        return replace(pair, outcome=reason.outcome, detail=str(reason))
+    return pair
+
+
 def stream_pairs(source: str | Path, refused: Refusals, *, split: str | None = None) -> Iterator[Pair]:
     """The pairs of a source one by one, its other rows counted in `refused`; DataError at the end if there is none."""
     any_pair = False
-    for row in read(source, split):
-        pair = _pair_or_refusal(row)
+    for pair in each_pair(source, split=split):
         if pair.outcome is Outcome.OK:
             any_pair = True
             yield pair

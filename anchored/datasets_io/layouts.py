@@ -5,6 +5,7 @@
     prompt (str), chosen, rejected   full turns beside a string (ultrafeedback_clair_32k, ultrafeedback_binarized)
     instruction, completions         UltraFeedback's own: the best against the worst `overall_score`
     prompt, completion, label        unpaired: one answer, and whether it is desirable (TRL)
+    prompt, completion | response | output | answer   one answer, or a list of them, to a prompt (or to its `id`)
     prompt | instruction | question | messages      prompts alone
 
 `instruction` or `question` may stand for `prompt`, a `system` column is a system turn, and a pair may have a `margin`.
@@ -13,7 +14,8 @@ A row that would double a turn, lacks an answer or has the same answer twice rai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -40,15 +42,19 @@ Turns = tuple[Message, ...]
 _PROMPTS = ("prompt", "instruction", "question")
 _SYSTEMS = ("system", "system_prompt")
 _IDS = ("id", "prompt_id")
+_ANSWERS = ("completion", "response", "output", "answer")
+_WRITERS = ("model", "generator")
 READ_FOR_PROMPTS = frozenset({*_PROMPTS, *_SYSTEMS, *_IDS, "input", "messages", "chosen"})
 """The columns that `prompt` looks at."""
+READ = READ_FOR_PROMPTS | {"rejected", "completions", "completion", "label"}
+"""The columns that hold the conversation, in one layout or another, and the row's name."""
 
 
 def pair(columns: Columns) -> Pair:
     """A row as a pair; one of our own that was refused keeps its outcome."""
     found = _best_against_worst(columns) if "completions" in columns else _chosen_and_rejected(columns)
     if found.outcome is Outcome.OK:
-        _check_answers(found)
+        check_answers(found)
     return found
 
 
@@ -69,10 +75,49 @@ def labelled(columns: Columns) -> LabelledAnswer:
     return LabelledAnswer(row, Answer(said[-1].content, note(columns, "model")), truth(columns["label"], "label"))
 
 
+def scores(columns: Columns) -> tuple[float | None, float | None]:
+    """What the chosen and the rejected answer were scored with, where the row says so."""
+    if "completions" in columns:
+        scored = _scored(records(columns["completions"], "completions"))
+        return (scored[-1][0], scored[0][0]) if scored else (None, None)
+    return number(columns.get("score_chosen")), number(columns.get("score_rejected"))
+
+
 def prompt(columns: Columns) -> Prompt:
     """A row as a prompt; where the row holds a whole conversation, what comes before its last answer."""
     found = _complete(_with_system(columns, _prompt_turns(columns)))
     return Prompt(found, own_id(columns) or prompt_id(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A row of answers that somebody has."""
+
+    id: str
+    """The data's own name of the prompt; empty if it gives none."""
+    prompt: Prompt | None
+    """None where the row names its prompt by id alone."""
+    answers: list[Answer]
+
+
+def answered(columns: Columns) -> Answered:
+    """A row of one answer, or of a list of them, to a prompt."""
+    name = next((name for name in (*_ANSWERS, "messages") if not missing(columns.get(name))), None)
+    if name is None:
+        raise malformed(f"no column {', '.join(_ANSWERS)} or messages holds an answer")
+    cell = columns[name]
+    several = isinstance(cell, list) and bool(cell) and all(isinstance(one, str) for one in cell)
+    texts = [well_formed(one) for one in cell] if several else [_last_turn(columns, name)]
+    writer = next(filter(None, (note(columns, one) for one in _WRITERS)), "")
+    id, says_prompt = own_id(columns), any(not missing(columns.get(one)) for one in (*_PROMPTS, "messages"))
+    if not id and not says_prompt:
+        raise malformed(f"{name} holds an answer alone, and no column {' or '.join((*_PROMPTS, *_IDS))} says to what")
+    return Answered(id, prompt(columns) if says_prompt else None, [Answer(one, writer) for one in texts])
+
+
+def passage(columns: Columns) -> str:
+    """The text that a benchmark's question is about; empty where there is none."""
+    return note(columns, "context")
 
 
 def own(columns: Columns) -> Pair:
@@ -129,6 +174,8 @@ def _conversation(columns: Columns, name: str) -> Turns:
     """The prompt's turns and then the answer in column `name`, however the two are spread over the columns."""
     side = _as_turns(turns(columns[name], name), "assistant")
     before = _prompt_cell(columns)
+    if isinstance(before, tuple) and (asked := _asked(columns)) and Message("user", asked) in side:
+        before = asked  # somebody asked about what looks like turns
     if not side:
         raise Refused(Outcome.NO_ASSISTANT_TURN, f"{name} is an empty list")
     if isinstance(before, tuple) and before and (side[0].role != "assistant" or side[: len(before)] == before):
@@ -142,6 +189,21 @@ def _conversation(columns: Columns, name: str) -> Turns:
     return _with_system(columns, side)
 
 
+def _last_turn(columns: Columns, name: str) -> str:
+    """The answer in a column: the string that it is, or the assistant's turn that ends it."""
+    said = turns(columns[name], name)
+    if isinstance(said, str):
+        return said
+    if not said or said[-1].role != "assistant":
+        raise Refused(Outcome.NO_ASSISTANT_TURN, f"{name} does not end with an assistant turn")
+    return said[-1].content
+
+
+def _asked(columns: Columns) -> str:
+    """The prompt's cell where it is a string, whatever that looks like."""
+    return next((note(columns, name) for name in _PROMPTS if not missing(columns.get(name))), "")
+
+
 def _is_whole(said: Turns, before: str | None) -> bool:
     """Whether turns are a whole conversation, which the assistant may open, not what answers the string `before`."""
     return said[0].role != "assistant" or (len(said) > 1 and (before is None or Message("user", before) in said))
@@ -150,14 +212,15 @@ def _is_whole(said: Turns, before: str | None) -> bool:
 def _best_against_worst(columns: Columns) -> Pair:
     """UltraFeedback's own layout: the completion with the highest `overall_score` against the one with the lowest."""
     completions = records(columns["completions"], "completions")
-    scores = [number(completion.get("overall_score")) for completion in completions]
-    scored = sorted((score, index) for index, score in enumerate(scores) if score is not None)
+    scored = _scored(completions)
     if len(scored) < 2:
         raise malformed(f"{len(scored)} of its {len(completions)} completions have an overall_score; a pair needs two")
     (low, worst), (high, _) = scored[0], scored[-1]
     if low == high:
         raise Refused(Outcome.TIE, f"all {len(scored)} completions have the overall_score {high:g}")
-    best = scores.index(high)
+    best = next(index for score, index in scored if score == high)
+    if contradiction := _contradiction(completions[best], high):
+        raise Refused(Outcome.CONTRADICTED_SCORE, contradiction)
     rejected, chosen = (
         Answer(text(completions[index].get("response"), "response"), note(completions[index], "model"))
         for index in (worst, best)
@@ -165,7 +228,41 @@ def _best_against_worst(columns: Columns) -> Pair:
     return Pair(prompt(columns), chosen, rejected, method="judge-off-policy")
 
 
-def _check_answers(found: Pair) -> None:
+def _contradiction(completion: Columns, overall: float) -> str:
+    """What speaks against an `overall_score` of 10; empty if nothing does.
+
+    Revisions of UltraFeedback before 2023-12-29 have 10 where the judge said 1 (its issue 8); the mend made of them
+    takes single ratings of 2 or less on average for the sign of it.
+    """
+    annotations = completion.get("annotations")
+    aspects = annotations.values() if isinstance(annotations, dict) else ()
+    ratings = [_rating(aspect) for aspect in aspects]
+    given = [rating for rating in ratings if rating is not None]
+    fine = number(completion.get("fine-grained_score"))
+    if fine is None and given:
+        fine = sum(given) / len(given)
+    if overall < 10 or fine is None or fine > 2:
+        return ""
+    return f"the best completion has the overall_score {overall:g}, but {fine:g} of 5 in its single ratings"
+
+
+def _rating(aspect: Any) -> float | None:
+    return number(aspect.get("Rating")) if isinstance(aspect, dict) else None
+
+
+def _scored(completions: Sequence[Columns]) -> list[tuple[float, int]]:
+    """The `overall_score` and the place of each completion that has one, the lowest first."""
+    found = [(number(completion.get("overall_score")), index) for index, completion in enumerate(completions)]
+    return sorted((score, index) for score, index in found if score is not None)
+
+
+def check_prompt(found: Prompt) -> None:
+    """Raise Refused where there is no prompt, as in rows that could not be read."""
+    _complete(found.messages)
+
+
+def check_answers(found: Pair) -> None:
+    """Raise Refused where an answer is empty or both are the same: there is nothing to learn from such a pair."""
     for name, answer in (("chosen", found.chosen), ("rejected", found.rejected)):
         if not answer.text.strip():
             raise Refused(Outcome.EMPTY, f"the {name} answer is empty")

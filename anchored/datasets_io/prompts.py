@@ -7,17 +7,17 @@ million of them need no memory. Sources are files, folders and Hub ids in the la
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from anchored.datasets_io import layouts
-from anchored.datasets_io.cells import Refused
+from anchored.datasets_io.cells import Refused, short
 from anchored.datasets_io.refusals import Refusals, refusal
 from anchored.datasets_io.rows import Row, read
 from anchored.errors import DataError
-from anchored.records import Pair, Prompt, content_hash, prompt_id
+from anchored.records import Answer, Outcome, Pair, Prompt, content_hash, prompt_id
 
 
 class Prompts(Protocol):
@@ -37,7 +37,7 @@ class PromptRows:
     prompts: Prompts
     held_out: Prompts
     refused: list[Pair] = field(default_factory=list)
-    """Rows without a usable prompt."""
+    """Rows without a usable prompt, and those whose prompt a benchmark has."""
 
 
 class Drawn:
@@ -68,20 +68,32 @@ class Drawn:
 
 
 def read_prompts(
-    source: str | Path, *, take: int | None = None, held_out: int | None = 0, seed: int = 0, split: str | None = None
+    source: str | Path,
+    *,
+    take: int | None = None,
+    held_out: int | None = 0,
+    seed: int = 0,
+    split: str | None = None,
+    shared_with_benchmarks: Callable[[Prompt], str] | None = None,
 ) -> PromptRows:
     """The distinct prompts of a source: `held_out` of them apart (see `held_out_count`), at most `take` of the others.
 
     Both are uniform seeded samples. They are drawn by the rank of each prompt's content, so a smaller `take` is a part
-    of a larger one, and neither the order of the rows nor a few more rows change who is drawn.
+    of a larger one, and neither the order of the rows nor a few more rows change who is drawn. Prompts of which
+    `shared_with_benchmarks` returns words are set aside before.
     """
     found = _Found(seed)
     refused = []
     for number, row in enumerate(read(source, split, layouts.READ_FOR_PROMPTS)):
         try:
-            found.add(number, layouts.prompt(row.readable()))
+            prompt = layouts.prompt(row.readable())
         except Refused as reason:
             refused.append(refusal(row, reason))
+            continue
+        if shared_with_benchmarks and (words := shared_with_benchmarks(prompt)):
+            refused.append(_contaminated(row, prompt, words))
+        else:
+            found.add(number, prompt)
     if not len(found.rows):
         raise Refusals.of(refused).nothing_usable(source, "prompt")
     drawn = found.in_order()
@@ -99,6 +111,11 @@ def held_out_count(source: str | Path, asked: int | None, prompts: int) -> int:
             f"{source}: has {prompts} distinct prompts, so {asked} cannot be held out; lower held_out or add more"
         )
     return asked
+
+
+def _contaminated(row: Row, prompt: Prompt, words: str) -> Pair:
+    detail = f"{row.where}: a benchmark's question has the words {short(words)}"
+    return Pair(prompt, Answer(""), Answer(""), outcome=Outcome.CONTAMINATED, detail=detail)
 
 
 class _Found:

@@ -31,9 +31,9 @@ class Refusals:
             found.add(row.outcome, row.detail)
         return found
 
-    def add(self, outcome: Outcome, detail: str) -> None:
-        """Count one more."""
-        self.counts[outcome] += 1
+    def add(self, outcome: Outcome, detail: str, rows: int = 1) -> None:
+        """Count one more, or as many rows as have the same fate."""
+        self.counts[outcome] += rows
         self.examples.setdefault(outcome, detail)
 
     def told(self, source: str | Path, kept: int) -> str:

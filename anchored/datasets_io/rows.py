@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 
 from anchored.datasets_io.cells import kind, malformed
 from anchored.errors import DataError
-from anchored.runs import one_line
+from anchored.runs import DECISIONS, one_line
 
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 _SHARD = re.compile(r"(?P<split>.+?)[-_]\d+(?:-of-\d+|$)")
@@ -72,7 +72,8 @@ def _files(path: Path, split: str | None) -> list[Path]:
     by_split: dict[str, list[Path]] = {}
     for file in sorted(path.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if _format(file) and not hidden and not file.name.startswith("dataset_info"):
+        about_data = file.name.startswith("dataset_info") or file.name.endswith(DECISIONS)
+        if _format(file) and not hidden and not about_data:
             by_split.setdefault(_split_of(file.relative_to(path)), []).append(file)
     if not by_split:
         raise DataError(f"{path}: holds no {', '.join(_ENDINGS)} file")
@@ -141,7 +142,7 @@ def _jsonl_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
 
 
 def _json_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
-    """A .json file is a list of objects, one object, or in truth lines of JSON."""
+    """A .json file is a list of objects, one object, an object of objects by id, or in truth lines of JSON."""
     data = handle.read().removeprefix(_UTF8_MARK)
     try:
         value = json.loads(data)
@@ -150,6 +151,8 @@ def _json_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
             raise DataError(f"{name}: is not JSON ({one_line(error)})") from None
         yield from _jsonl_rows(io.BytesIO(data), name)
         return
+    if isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
+        value = [{"id": id, **item} for id, item in value.items()]
     for number, item in enumerate(value if isinstance(value, list) else [value], 1):
         yield _row(f"{name} row {number}", item)
 

@@ -62,9 +62,9 @@ class PairWriter:
     """
 
     def __init__(self, path: Path, layout: Layout = "trl", extra: Types | None = None) -> None:
-        if layout not in get_args(Layout):
-            raise DataError(f"layout {layout!r} is not known; choose from {', '.join(get_args(Layout))}")
-        self.path, self.layout = path, layout
+        check_layout(layout)
+        self.path = path
+        self._rows_of = _ROWS_OF[layout]
         self.columns: Types = {**COLUMNS[layout], **(extra or {})}
         self.rows = 0
         """Written so far."""
@@ -85,7 +85,7 @@ class PairWriter:
         names = list(extra or {})
         cells = zip(*(extra or {}).values(), strict=True) if names else [()] * len(rows)
         for row, values in zip(rows, cells, strict=True):
-            self._waiting += _ROWS_OF[self.layout](row, dict(zip(names, values, strict=True)))
+            self._waiting += self._rows_of(row, dict(zip(names, values, strict=True)))
         with _named_if_it_fails(self.path):
             while len(self._waiting) >= _ROWS_PER_GROUP:
                 self._write_group()
@@ -124,6 +124,12 @@ def type_of(cells: Sequence[Any]) -> type | None:
         return float
     found = kinds.pop() if kinds else type(None)
     return found if not kinds and found in (str, int, float, bool, type(None)) else None
+
+
+def check_layout(layout: str) -> None:
+    """A DataError where there is no such layout."""
+    if layout not in get_args(Layout):
+        raise DataError(f"layout {layout!r} is not known; choose from {', '.join(get_args(Layout))}")
 
 
 def check_ending(path: Path) -> str:

@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from anchored.llm.settings import SampleSettings
+from anchored.llm.settings import LocalSampling
 from anchored.settings import Settings
 
 
-class GreedySettings(SampleSettings):
-    """Answers of a model in this process, the likeliest token each time unless set otherwise."""
+class GreedySettings(LocalSampling):
+    """Answers of a checkpoint, the likeliest token each time unless set otherwise."""
 
     temperature: float = Field(default=0.0, ge=0, le=2)
     """0 is greedy."""

@@ -13,6 +13,7 @@ it may have sent. Results are found by the key of their request and stay on the 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -37,10 +38,16 @@ def request_line(key: str, body: Mapping[str, Any]) -> bytes:
 
 
 def keys_of(path: Path) -> Iterator[str]:
-    """The keys of the requests in a file of ours."""
-    with open(path, "rb") as lines:
-        for line in lines:
-            yield line[len(_BEGINNING) : len(_BEGINNING) + KEY_DIGITS].decode("ascii", "replace")
+    """The keys of the requests in a file of ours. Raises DataError where it is gone."""
+    try:
+        with open(path, "rb") as lines:
+            for line in lines:
+                yield line[len(_BEGINNING) : len(_BEGINNING) + KEY_DIGITS].decode("ascii", "replace")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: the requests of a batch are gone; restore the file, or delete {path.with_suffix('.json').name} "
+            "beside it to ask its rows again"
+        ) from None
 
 
 def outcome(line: Mapping[str, Any]) -> Any | Fault:
@@ -195,18 +202,23 @@ class Batch:
 
 
 class BatchFolder:
-    """The batches of a run."""
+    """The batches of a run, of all its endpoints. One object for each process: it names files apart."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._naming = threading.Lock()
+        self._exported = 0
+        """Files that this process has exported."""
+        self._heard: set[Path] = set()
 
     def begin(self, lines: Iterable[bytes], state: State) -> Batch:
         """Write the requests and the intent to send them."""
         self.path.mkdir(parents=True, exist_ok=True)
-        numbers = [int(path.stem.removeprefix("batch-")) for path in self.path.glob("batch-*.json")]
-        batch = Batch(self.path, f"batch-{max(numbers, default=0) + 1:04d}", state)
-        _write(batch.requests, lines)
-        batch.save()
+        with self._naming:
+            numbers = [int(path.stem.removeprefix("batch-")) for path in self.path.glob("batch-*.json")]
+            batch = Batch(self.path, f"batch-{max(numbers, default=0) + 1:04d}", state)
+            _write(batch.requests, lines)
+            batch.save()
         return batch
 
     def batches(self) -> list[Batch]:
@@ -214,17 +226,24 @@ class BatchFolder:
         return [Batch(self.path, path.stem, _read_state(path)) for path in sorted(self.path.glob("batch-*.json"))]
 
     def requests(self) -> list[Path]:
-        """All files of requests that were made here."""
-        return [batch.requests for batch in self.batches()] + self._exports()
+        """All files of requests that were made here, and are there."""
+        return [batch.requests for batch in self.batches() if batch.requests.exists()] + self._exports()
+
+    def is_new(self, path: Path) -> bool:
+        """Whether this process has not asked this of a file before."""
+        known = path in self._heard
+        self._heard.add(path)
+        return not known
 
     def export(self, files: Iterable[Iterable[bytes]]) -> list[Path]:
-        """Write files for somebody else, in place of earlier ones."""
+        """Write files for somebody else, in place of those of earlier processes."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for earlier in self._exports():
+        for earlier in self._exports() if not self._exported else ():
             earlier.unlink()
         written = []
-        for number, lines in enumerate(files, start=1):
-            path = self.path / f"export-{number:04d}.jsonl"
+        for lines in files:
+            self._exported += 1
+            path = self.path / f"export-{self._exported:04d}.jsonl"
             _write(path, lines)
             written.append(path)
         return written

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from anchored.llm.batch_api import BatchApi, Look
 from anchored.llm.batch_files import Batch, BatchFolder, Counted, Results, State, keys_of, request_line
 from anchored.llm.bodies import fingerprint, request_body
 from anchored.llm.chat import Reply, Request
+from anchored.llm.connection import Connection
 from anchored.llm.endpoints import Endpoints
 from anchored.llm.faults import Fault
 from anchored.llm.money import Purse, cost, worst_case
@@ -81,6 +82,8 @@ class Means:
     purse: Purse | None = None
     imports: Sequence[Path] = ()
     """Files of results that came from elsewhere."""
+    together: Sequence[BatchChat] = ()
+    """The chats of a stage that asks several models: what they have to export is exported at once."""
 
 
 class BatchChat:
@@ -93,7 +96,7 @@ class BatchChat:
         self._price = how.price(settings.price) if means.purse else None
         self._results = Results()
         self._refusals: dict[str, Fault] = {}
-        """Of rows in files that will never succeed."""
+        """Of rows in files that will never succeed, or only without a parameter."""
         self._batches: list[Batch] = []
         self._open: set[str] = set()
         """Keys in batches of earlier processes that have not ended."""
@@ -114,6 +117,7 @@ class BatchChat:
         self._over: Exception | None = None
         self._opened_api: BatchApi | None = None
         self._opened_live: OpenAIChat | Endpoints | None = None
+        self._closed = False
 
     async def reply(self, request: Request) -> Reply:
         await self._load_once()
@@ -122,7 +126,9 @@ class BatchChat:
         if known := self._found(key, request):
             return known
         if refusal := self._refusals.get(key):
-            raise ReplyError(f"{self.name} refused the request ({refusal.reason})")
+            if refusal.follows == "row":
+                raise ReplyError(f"{self.name} refused the request ({refusal.reason})")
+            self._leave_out(refusal.parameter)
         if self._way == "live" and key not in self._open:
             return await self._live().reply(request)
         answer = await self._answer_of(self._rows.get(key) or self._new_row(key, request))
@@ -143,7 +149,10 @@ class BatchChat:
                 batch.save()
 
     async def close(self) -> None:
-        """Stop following; what is under way at the endpoint goes on there."""
+        """Stop following; what is under way at the endpoint goes on there. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         tasks = [task for task in (*self._tasks, self._sender, self._loading) if task]
         for task in tasks:
             task.cancel()
@@ -203,13 +212,13 @@ class BatchChat:
             found = self._results.add(path, lambda key: bytes.fromhex(key) in asked or self._means.stored(key))
             for key, fault in found.faults.items():
                 self._remember_refusal(key, fault)
-            self._means.progress.note(_told(path, found))
+            if folder.is_new(path):
+                self._means.progress.note(_told(path, found))
 
     def _remember_refusal(self, key: str, fault: Fault) -> None:
-        if fault.follows == "row":
+        """Heard of when the row is asked: in an imported file it may be another model's."""
+        if fault.follows in ("row", "without"):
             self._refusals[key] = fault
-        elif fault.follows == "without":
-            self._leave_out(fault.parameter)
 
     async def _was_made(self, batch: Batch) -> bool:
         """Whether the endpoint has the batch; one that was never made is dropped: its rows may not be wanted now."""
@@ -329,15 +338,23 @@ class BatchChat:
                 self._end(BudgetReached, str(error))
 
     def _export(self) -> None:
-        count = len(self._queue)
-        paths = self._means.folder.export(self._lines(rows) for rows in iter(lambda: self._cut(float("inf")), []))
-        first, more = paths[0], f" to {paths[-1].name}" if len(paths) > 1 else ""
+        chats = [chat for chat in self._means.together or (self,) if chat._queue]
+        count = sum(len(chat._queue) for chat in chats)
+        written = [(chat.name, chat._written()) for chat in chats]
+        name, (first, *_) = written[0]
+        where = ", ".join(_between(paths) + (f" ({name})" if len(written) > 1 else "") for name, paths in written)
         results = first.with_name(f"{first.stem}.output.jsonl")
-        self._end(
-            Stopped,
-            f"{count:,} requests are in {first}{more}; run them, as with `vllm run-batch -i {first} "
-            f"-o {results} --model {self.name}`, and go on with --batch-import {results} in place of --batch-export",
+        error = Stopped(
+            f"{count:,} requests are in {where}; run them, as with `vllm run-batch -i {first} "
+            f"-o {results} --model {name}`, and go on with --batch-import {results} in place of --batch-export"
         )
+        for chat in chats:
+            chat._stop(error)
+
+    def _written(self) -> list[Path]:
+        """Files of all that is in the queue."""
+        cuts = iter(lambda: self._cut(float("inf")), [])
+        return self._means.folder.export(self._lines(rows) for rows in cuts)
 
     def _lines(self, rows: Iterable[_Row]) -> Iterator[bytes]:
         for row in rows:
@@ -563,16 +580,31 @@ class BatchChat:
             raise _copy(self._over)
 
 
-async def cancel_batches(folder: BatchFolder, api: BatchApi, progress: Progress) -> None:
-    """End the batches that are under way; what they answered is collected when the stage goes on."""
-    ours = [batch for batch in folder.batches() if batch.state.base_url == api.connection.base_url]
-    unfinished = [batch for batch in ours if batch.state.batch_id and not batch.state.collected]
+async def cancel_batches(folder: BatchFolder, asked: Mapping[str, EndpointSettings], progress: Progress) -> None:
+    """End the batches that are under way; what they answered is collected when the stage goes on.
+
+    `asked` are the endpoints of the recipe, by the fingerprint of their chats.
+    """
+    unfinished = [batch for batch in folder.batches() if batch.state.batch_id and not batch.state.collected]
     for batch in unfinished:
-        look = await api.cancel(batch.state)
-        said = f"not cancelled: {look.reason}" if isinstance(look, Fault) else look.status
-        progress.note(f"{batch.name} ({batch.state.batch_id}, {batch.state.rows:,} rows): {said}")
+        progress.note(f"{batch.name} ({batch.state.batch_id}, {batch.state.rows:,} rows): {await _end(batch, asked)}")
     if not unfinished:
         progress.note("no batch is under way")
+
+
+async def _end(batch: Batch, asked: Mapping[str, EndpointSettings]) -> str:
+    """What came of a batch's end, in words."""
+    settings = asked.get(batch.state.fingerprint)
+    if settings is None:
+        return f"not cancelled: the recipe asks no {batch.state.fingerprint} now; give its endpoint back"
+    connection = Connection(settings)
+    try:
+        if connection.base_url != batch.state.base_url:
+            return f"not cancelled: it was sent to {batch.state.base_url}; give that base_url back"
+        look = await BatchApi(connection).cancel(batch.state)
+        return f"not cancelled: {look.reason}" if isinstance(look, Fault) else look.status
+    finally:
+        await connection.close()
 
 
 def _fail(row: _Row, error: Exception) -> None:
@@ -584,6 +616,10 @@ def _fail(row: _Row, error: Exception) -> None:
 def _copy(error: Exception) -> Exception:
     """The same error, without the traceback of where it was raised before."""
     return type(error)(*error.args) if isinstance(error, AnchoredError) else error
+
+
+def _between(paths: Sequence[Path]) -> str:
+    return f"{paths[0]} to {paths[-1].name}" if len(paths) > 1 else str(paths[0])
 
 
 def _told(path: Path, found: Counted) -> str:

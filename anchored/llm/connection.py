@@ -7,6 +7,7 @@ The SDK's own retries are off, since they would hide attempts.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 30.0
 NO_KEY = "none"
+SHORTEST_SECRET = 16
+"""Shorter keys, such as EMPTY, are words that a reply may hold."""
 
 Value = TypeVar("Value")
 
@@ -44,9 +47,12 @@ class Connection:
             # a proxy of the environment cannot reach a server on this machine
             http_client=openai.DefaultAioHttpClient(trust_env=not is_loopback(self.base_url)),
         )
+        key = self.client.api_key
+        self.secret = json.dumps(key)[1:-1].encode() if len(key) >= SHORTEST_SECRET else b""
+        """The key as JSON holds it; empty where it is none that could be told from a word."""
         self.headers: dict[str, str | Omit] = {}
         """Of every request: none of the SDK's own where no key is sent."""
-        if self.client.api_key == NO_KEY:
+        if key == NO_KEY:
             self.headers["Authorization"] = openai.Omit()
 
     async def send(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> HttpxBinaryResponseContent:
@@ -71,7 +77,7 @@ class Connection:
         try:
             async with asyncio.timeout(seconds):
                 return await call
-        except (openai.OpenAIError, aiohttp.ClientError, OSError, ValueError) as error:
+        except (openai.OpenAIError, aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             if heard and isinstance(error, openai.APIStatusError):
                 heard(error.response.headers)
             return self.redacted(fault_of_exception(error))
@@ -88,6 +94,10 @@ class Connection:
             f"{self.where} takes no requests ({fault.reason}); correct the model's name, "
             "or base_url: it usually ends in /v1"
         )
+
+    def keyless(self, body: bytes) -> bytes:
+        """A response's body without the key, should the endpoint echo it: replies are stored."""
+        return body.replace(self.secret, b"[key]") if self.secret else body
 
     def redacted(self, fault: Fault) -> Fault:
         """Without the key, should the endpoint echo it: whole, quoted, or with its middle starred out."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 from collections import deque
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.settings import EndpointSettings
 from anchored.runs import one_line
 
+OTHER_FILES = 512
+
 log = logging.getLogger(__name__)
 
 
@@ -26,10 +29,21 @@ def open_endpoints(
     settings: EndpointSettings, *, base_url: str | None = None, purse: Purse | None = None
 ) -> OpenAIChat | Endpoints:
     """The chat of these settings; `base_url` takes the place of theirs, `more_endpoints` stand beside it."""
+    _allow_connections(settings.concurrency * (1 + len(settings.more_endpoints)))
     first = OpenAIChat(settings, base_url=base_url, purse=purse)
     if not settings.more_endpoints:
         return first
     return Endpoints([first, *(OpenAIChat(settings.at(other), purse=purse) for other in settings.more_endpoints)])
+
+
+def _allow_connections(count: int) -> None:
+    """Let this process open so many beside its files, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Endpoints:
@@ -129,7 +143,7 @@ class Endpoints:
             log.warning("set aside, %d of %d endpoints go on: %s", left, len(self._asking), one_line(error))
 
     def _none_left(self) -> AnchoredError:
-        errors = list(self._ended.values())
+        errors = [self._ended[chat] for chat in self._asking]
         # if any may work later, the same command goes on then
         kind = Stopped if any(isinstance(error, Stopped) for error in errors) else ModelError
         return kind(f"none of {len(errors)} endpoints is left: {'; '.join(dict.fromkeys(map(str, errors)))}")

@@ -109,24 +109,35 @@ def fault_of_exception(error: Exception) -> Fault:
             return Fault("unreachable", "nobody answered the connection")
     if any(isinstance(cause, TimeoutError) for cause in chain):
         return Fault("again", "no reply in time", most_retries=TIMEOUT_RETRIES)
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError | RecursionError):  # brackets within brackets without end
         return Fault("again", "the reply is no JSON")
     return Fault("again", f"the connection broke ({type(chain[-1]).__name__})")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds to wait that the headers ask for: `retry-after-ms`, or `Retry-After` in seconds or as a date."""
+    """The seconds to wait that the headers ask for: `retry-after-ms`, or `Retry-After` in seconds or as a date.
+
+    A date is measured by the endpoint's own clock, where it tells it: ours may be wrong, or jump.
+    """
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         try:
             seconds = float(headers.get(name, "")) / unit
         except ValueError:
             continue
         return max(0.0, seconds) if math.isfinite(seconds) else None
+    until = _date(headers.get("retry-after", ""))
+    if until is None:
+        return None
+    now = _date(headers.get("date", "")) or datetime.now(UTC)
+    return max(0.0, (until - now).total_seconds())
+
+
+def _date(text: str) -> datetime | None:
     try:
-        date = parsedate_to_datetime(headers.get("retry-after", ""))
+        date = parsedate_to_datetime(text)
     except (TypeError, ValueError):
         return None
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return date.replace(tzinfo=date.tzinfo or UTC)
 
 
 def _error_fields(body: Any) -> Mapping[str, Any]:

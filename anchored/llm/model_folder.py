@@ -109,16 +109,15 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that end an answer: the generation config's, the tokenizer's EOS, and what the template writes."""
-    configured: Any = model.generation_config.eos_token_id if model.generation_config else None
-    ids = [*(configured if isinstance(configured, list) else [configured])]
-    ids += [tokenizer.eos_token_id, _template_end(tokenizer)]
-    known = tuple(sorted({id for id in ids if id is not None}))
-    if not known:
-        raise ModelError(
-            f"{tokenizer.name_or_path}: nothing says which token ends an answer; set eos_token_id in "
-            "generation_config.json"
-        )
-    return known
+    return _ends(model.generation_config.eos_token_id if model.generation_config else None, tokenizer)
+
+
+def end_of_turn_ids_in(source: str | Path) -> tuple[int, ...]:
+    """The same, of a folder whose model is not loaded."""
+    folder = model_folder(source)
+    files = [file for name in ("generation_config.json", "config.json") if (file := folder / name).is_file()]
+    configured = (_settings(file).get("eos_token_id") for file in files)
+    return _ends(next((ids for ids in configured if ids is not None), None), load_tokenizer(folder))
 
 
 def fingerprint(source: str | Path) -> str:
@@ -303,6 +302,18 @@ def _digest(file: Path, size: int, mtime_ns: int) -> str:
             lambda start: hashlib.sha256(os.pread(read, _SEGMENT, start)).hexdigest(), range(0, size, _SEGMENT)
         )
         return content_hash([size, *parts])
+
+
+def _ends(configured: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    ids = [*(configured if isinstance(configured, list) else [configured])]
+    ids += [tokenizer.eos_token_id, _template_end(tokenizer)]
+    known = tuple(sorted({id for id in ids if id is not None}))
+    if not known:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: nothing says which token ends an answer; set eos_token_id in "
+            "generation_config.json"
+        )
+    return known
 
 
 def _template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from anchored.errors import BudgetReached
-from anchored.llm.chat import Reply
+from anchored.llm.chat import Reply, Usage
 from anchored.llm.settings import Price
 
 MILLION = 1_000_000
@@ -68,10 +68,15 @@ def cost(price: Price, model: str, body: Mapping[str, Any], reply: Reply) -> Spe
         written = len((reply.text + reply.reasoning).encode("utf-8", "replace")) + TOKENS_AROUND_A_MESSAGE
         usd = min(worst_case(price, body), (most_prompt_tokens(body) * price.input + written * price.output) / MILLION)
         return Spending(model, usd, "estimate")
+    return Spending(model, usage_cost(price, usage), "usage")
+
+
+def usage_cost(price: Price, usage: Usage) -> float:
+    """What these tokens cost, in USD."""
     cached_input = price.input if price.cached_input is None else price.cached_input
     new = usage.prompt_tokens - usage.cached_tokens
     usd = new * price.input + usage.cached_tokens * cached_input + usage.completion_tokens * price.output
-    return Spending(model, usd / MILLION, "usage")
+    return usd / MILLION
 
 
 def most_prompt_tokens(body: Mapping[str, Any]) -> int:

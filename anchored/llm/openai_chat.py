@@ -22,7 +22,7 @@ from anchored.llm.chat import Reply, Request
 from anchored.llm.connection import CONNECT_SECONDS, Connection
 from anchored.llm.faults import Fault
 from anchored.llm.limits import Gate, Slot
-from anchored.llm.money import Purse, cost, worst_case
+from anchored.llm.money import Purse, Spending, cost, worst_case
 from anchored.llm.rates import Pace, TokenGuess, read_quotas
 from anchored.llm.responses import read_reply
 from anchored.llm.settings import EndpointSettings
@@ -54,14 +54,17 @@ class OpenAIChat:
         self.fingerprint = fingerprint(settings)
         self._connection = Connection(settings, base_url)
         self.base_url = self._connection.base_url
+        # whole, for the SDK takes its time to join it
+        self._url = f"{self.base_url}/chat/completions"
         self._settings = settings
         self._purse = purse
         self._gate = Gate(settings.concurrency, Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute))
         self._guess = TokenGuess()
         self._refused: set[str] = set()
+        self._said_estimated = False
         self._reached = False
         self._failed_in_a_row = 0
-        self._throttled_since: float | None = None
+        self._held_back_since: float | None = None
         self._over: tuple[type[AnchoredError], str] | None = None
         self._is_over = asyncio.Event()
 
@@ -114,7 +117,9 @@ class OpenAIChat:
                     self._raise_if_over()
                 answer = await self._send(request, body)
                 if isinstance(answer, Reply):
-                    reservation.settle(cost(price, self.name, body, answer))
+                    spending = cost(price, self.name, body, answer)
+                    reservation.settle(spending)
+                    self._note_basis(spending)
                 elif not answer.may_be_billed:
                     reservation.release()
                 return answer
@@ -123,7 +128,7 @@ class OpenAIChat:
 
     async def _send(self, request: Request, body: dict[str, Any]) -> Reply | Fault:
         started = time.perf_counter()
-        payload = await self._attempt("post", "/chat/completions", self._settings.timeout_seconds, body)
+        payload = await self._attempt("post", self._url, self._settings.timeout_seconds, body)
         if isinstance(payload, Fault):
             return payload
         answer = read_reply(payload, self.name, request.max_tokens, time.perf_counter() - started)
@@ -139,19 +144,24 @@ class OpenAIChat:
         async def call() -> object:
             response = (await self._connection.send(verb, path, body)).response
             heard(response.headers)
-            return json.loads(response.content)
+            return json.loads(self._connection.keyless(response.content))
 
         return await self._connection.attempt(call(), seconds, heard)
 
     def _note_success(self, reply: Reply, characters: int, slot: Slot) -> None:
         self._reached = True
         self._failed_in_a_row = 0
-        self._throttled_since = None
+        self._held_back_since = None
         tokens = reply.usage.prompt_tokens + reply.usage.completion_tokens
         if tokens:
             slot.used(tokens)
             self._guess.learn(characters, reply.usage.prompt_tokens, reply.usage.completion_tokens)
         self._gate.replied()
+
+    def _note_basis(self, spending: Spending) -> None:
+        if spending.basis == "estimate" and not self._said_estimated:
+            self._said_estimated = True
+            log.warning("%s sends no usage: what its replies cost is estimated, from above", self._connection.where)
 
     def _delay_after(self, fault: Fault, body: dict[str, Any], tries: _Tries, slot: Slot) -> float:
         """What a fault means: raises, or gives the seconds until this request is sent again."""
@@ -178,15 +188,7 @@ class OpenAIChat:
 
     def _throttle(self, fault: Fault, tries: _Tries, slot: Slot) -> None:
         tries.throttled += 1
-        now = asyncio.get_running_loop().time()
-        self._throttled_since = self._throttled_since or now
-        pause = _backoff(tries.throttled) if fault.wait is None else fault.wait
-        if now + pause - self._throttled_since > self._settings.patience_seconds:
-            self._end(
-                Stopped,
-                f"{self._connection.where} has answered nothing but {fault.reason} for "
-                f"{now - self._throttled_since:.0f} s; the same command goes on when it takes requests again",
-            )
+        pause = self._pause(fault, _backoff(tries.throttled))
         if tries.throttled > MOST_THROTTLES:
             self._no_reply(
                 f"{self._connection.where} refused the request {tries.throttled} times ({fault.reason})", fault
@@ -202,8 +204,23 @@ class OpenAIChat:
             self._give_up(fault, tries)
         if fault.wait is None:
             return _backoff(tries.failed)
-        self._gate.pause(fault.wait)
+        self._gate.pause(self._pause(fault, fault.wait))
         return 0
+
+    def _pause(self, fault: Fault, seconds: float) -> float:
+        """How long everyone waits after this fault, `seconds` where it does not say; too long in all ends it."""
+        if fault.wait is not None:  # all who share the key have heard the same
+            seconds = fault.wait + random.uniform(0, min(1.0, fault.wait / 10))
+        now = asyncio.get_running_loop().time()
+        self._held_back_since = self._held_back_since or now
+        if now + seconds - self._held_back_since > self._settings.patience_seconds:
+            self._end(
+                Stopped,
+                f"{self._connection.where} has answered nothing but {fault.reason} for "
+                f"{now - self._held_back_since:.0f} s and wants {seconds:.0f} s more; "
+                "the same command goes on when it takes requests again",
+            )
+        return seconds
 
     def _give_up(self, fault: Fault, tries: _Tries) -> NoReturn:
         if fault.follows == "unreachable" and not self._reached:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import anchored
 from anchored.errors import RecipeError
-from anchored.records import Prompt
 
 SLOT = re.compile(r"<<([A-Za-z_][A-Za-z0-9_]*)>>")
 
@@ -38,14 +37,6 @@ def fill(template: str, slots: Mapping[str, str]) -> str:
     if missing := sorted(slots.keys() - wanted):
         raise RecipeError(f"the prompt lacks the slot <<{missing[0]}>>; it must hold {_marks(slots)}")
     return SLOT.sub(lambda slot: slots[slot[1]], template)
-
-
-def as_text(prompt: Prompt) -> str:
-    """A prompt as text for another prompt: a single user turn bare, several turns as blocks with their roles."""
-    messages = prompt.messages
-    if len(messages) == 1 and messages[0].role == "user":
-        return messages[0].content
-    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
 
 
 def _find(name_or_path: str | Path) -> Path:

@@ -120,7 +120,8 @@ class Quotas:
 
 def read_quotas(headers: Mapping[str, str]) -> Quotas:
     """The quotas in `x-ratelimit-limit-requests`, `-remaining-`, `-reset-`, and the same of tokens."""
-    return Quotas(_quota(headers, "requests"), _quota(headers, "tokens"))
+    found = {name.lower(): text for name, text in headers.items()}
+    return Quotas(_quota(found, "requests"), _quota(found, "tokens"))
 
 
 def read_seconds(text: str) -> float | None:

@@ -14,10 +14,11 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
+from typing import Any
 
 from anchored.errors import DataError
 from anchored.llm.chat import Chat, Reply, Request, Usage
@@ -65,6 +66,8 @@ class ReplyStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.failure = ""
+        """Why it takes no more replies: nothing should be paid for then."""
         self._writing = threading.Lock()
         with self._named_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,13 +78,15 @@ class ReplyStore:
 
     def get(self, key: str) -> Reply | None:
         """The whole reply to the request with this key."""
-        found = self._select("reply, raw", key)
-        return replace(_reply(found[0]), raw=json.loads(found[1])) if found else None
+        with self._named_errors():
+            found = self._select("reply, raw", key)
+            return replace(_reply(found[0]), raw=json.loads(found[1])) if found else None
 
     def get_without_raw(self, key: str) -> Reply | None:
         """The reply with `raw` left on the disk: a tenth of the memory, for those who keep many."""
-        found = self._select("reply", key)
-        return _reply(found[0]) if found else None
+        with self._named_errors():
+            found = self._select("reply", key)
+            return _reply(found[0]) if found else None
 
     def find(self, fingerprint: str, request: Request) -> Reply | None:
         """The reply to a request, without `raw`: its own, or one to the same with another `max_tokens`.
@@ -98,8 +103,8 @@ class ReplyStore:
                 "select max_tokens, reply from replies where open_key = ? order by max_tokens desc, rowid",
                 (_open_key(fingerprint, request),),
             ).fetchall()
-        for max_tokens, text in found:
-            reply = _reply(text)
+            others = [(max_tokens, _reply(text)) for max_tokens, text in found]
+        for max_tokens, reply in others:
             if reply.finish_reason == "stop" and (
                 max_tokens <= request.max_tokens or 0 < reply.usage.completion_tokens < request.max_tokens
             ):
@@ -174,8 +179,7 @@ class ReplyStore:
             return self._reader.execute("select count(*) from replies").fetchone()[0]
 
     def _select(self, columns: str, key: str) -> tuple[str, ...] | None:
-        with self._named_errors():
-            return self._reader.execute(f"select {columns} from replies where key = ?", (key,)).fetchone()
+        return self._reader.execute(f"select {columns} from replies where key = ?", (key,)).fetchone()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -270,13 +274,24 @@ class Remembered:
             await asyncio.to_thread(self._store.put, [], spendings)
 
     async def _ask(self, request: Request) -> Reply:
-        reply = await self._chat.reply(request)
+        if self._store.failure:
+            raise DataError(self._store.failure)
+        try:
+            reply = await self._chat.reply(request)
+            await self._keep(Entry(self.fingerprint, request, reply))
+        except asyncio.CancelledError:
+            if self._store.failure:  # `_end` cancelled it
+                raise DataError(self._store.failure) from None
+            raise
+        return replace(reply, raw={})
+
+    async def _keep(self, entry: Entry) -> None:
+        """Returns when it is on the disk."""
         written = asyncio.get_running_loop().create_future()
-        self._unwritten.append((Entry(self.fingerprint, request, reply), written))
+        self._unwritten.append((entry, written))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
         await written
-        return replace(reply, raw={})
 
     async def _write(self) -> None:
         """Write together what gathers while the disk is busy: one wait for the disk serves many replies."""
@@ -293,7 +308,15 @@ class Remembered:
             for _, written in batch:
                 if not written.done():  # else nobody waits for it any more
                     written.set_exception(error) if error else written.set_result(None)
+            if error:
+                self._end(error)
         self._writer = None
+
+    def _end(self, error: Exception) -> None:
+        """What comes now cannot be kept, and those who wait for their turn must not be sent: it would be paid for."""
+        self._store.failure = self._store.failure or str(error)
+        for call in self._calls.values():
+            call.task.cancel()
 
 
 def request_key(fingerprint: str, request: Request) -> str:
@@ -316,9 +339,9 @@ def _key(fingerprint: str, request: Request, max_tokens: int | None) -> str:
 
 
 def _open_key_of_row(fingerprint: str, request: str) -> str:
-    fields = json.loads(request)
-    messages = tuple(Message(**message) for message in fields["messages"])
-    return _open_key(fingerprint, Request(**{**fields, "messages": messages}))
+    stored = json.loads(request)
+    messages = tuple(Message(**message) for message in stored["messages"])
+    return _open_key(fingerprint, Request(**{**stored, "messages": messages}))
 
 
 class _Call:
@@ -339,23 +362,31 @@ class _Call:
 
 
 def _row(entry: Entry, created: str) -> tuple[str | int, ...]:
-    reply = asdict(replace(entry.reply, raw={}))
-    del reply["raw"]
+    reply = _fields(entry.reply)
+    raw = reply.pop("raw")
     return (
         request_key(entry.fingerprint, entry.request),
         entry.fingerprint,
-        json.dumps(asdict(entry.request)),
-        json.dumps(reply),
-        json.dumps(entry.reply.raw),
+        json.dumps(entry.request, default=_fields),
+        json.dumps(reply, default=_fields),
+        json.dumps(raw),
         created,
         _open_key(entry.fingerprint, entry.request),
         entry.request.max_tokens,
     )
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    """A dataclass as a dict, one level deep: `asdict` copies whole conversations."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
 def _reply(text: str) -> Reply:
-    fields = json.loads(text)
-    return Reply(**{**fields, "usage": Usage(**fields["usage"])})
+    try:
+        stored = json.loads(text)
+        return Reply(**{**stored, "usage": Usage(**stored["usage"])})
+    except (ValueError, TypeError, LookupError) as error:  # SQLite does not see what is wrong within a cell
+        raise ValueError(f"a reply cannot be read: {one_line(error)}") from None
 
 
 def _check_version(connection: sqlite3.Connection, path: Path, schema: str = "main") -> None:
@@ -372,8 +403,9 @@ def _check_version(connection: sqlite3.Connection, path: Path, schema: str = "ma
 
 def _what_to_do(path: Path, error: Exception) -> str:
     name = getattr(error, "sqlite_errorname", "")
-    reason = one_line(error)
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or isinstance(error, ValueError):
+    reason = one_line(error).partition(" with text ")[0]  # what is no text is nothing to show
+    unreadable = isinstance(error, ValueError) or reason.startswith("Could not decode")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or unreadable:
         return (
             f"the store of replies is damaged ({reason}); move it aside and its replies are asked again, or save what "
             f"can be read with `sqlite3 {path} .recover | sqlite3 saved.sqlite` and put that in its place"

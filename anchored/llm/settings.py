@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -16,6 +16,27 @@ from anchored.settings import Settings
 
 OPENAI = "https://api.openai.com/v1"
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
+Engine = Literal["vllm", "sglang", "transformers"]
+"""The servers that can be started for a model folder."""
+
+_OURS = {"host", "port", "model", "model-path", "served-model-name", "api-key", "force-model"}
+
+_HOW = """
+tensor-parallel-size pipeline-parallel-size data-parallel-size enable-expert-parallel gpu-memory-utilization
+max-num-seqs max-num-batched-tokens max-model-len block-size swap-space cpu-offload-gb enforce-eager seed
+enable-prefix-caching enable-chunked-prefill distributed-executor-backend uvicorn-log-level disable-log-stats
+
+tp-size tp pp-size pp dp-size dp ep-size mem-fraction-static max-running-requests max-total-tokens context-length
+chunked-prefill-size max-prefill-tokens page-size schedule-policy schedule-conservativeness disable-radix-cache
+disable-cuda-graph cuda-graph-max-bs base-gpu-id random-seed log-level
+
+device compile continuous-batching cb-block-size cb-num-blocks cb-max-batch-tokens cb-max-memory-percent
+cb-use-cuda-graph default-seed
+"""
+HOW_OPTIONS = frozenset(_HOW.split())
+"""Options of the servers that say how, never what: another one asks nothing again. All others count as what, as dtype,
+quantization or chat-template do."""
 
 
 class Sampling(Settings):
@@ -33,13 +54,110 @@ class Sampling(Settings):
         return Request(tuple(messages), self.temperature, self.top_p, self.max_tokens, index, seed)
 
 
-class SampleSettings(Sampling):
-    """Answers drawn from a model in this process."""
+class ServedSampling(Sampling):
+    """Answers of a model whose server we may start ourselves."""
 
-    how_only: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    how_only: ClassVar[frozenset[str]] = frozenset(
+        ["serve_env", "serve_seconds", *(f"serve_options.{key}" for key in HOW_OPTIONS)]
+    )
+
+    serve_options: dict[str, Any] = Field(default_factory=dict)
+    """More options of the server's command line, without dashes: {tensor-parallel-size: 8, max-model-len: 8192}. true
+    is a bare flag, false its --no- form; null takes one of ours away."""
+    serve_env: dict[str, str | int] = Field(default_factory=dict)
+    """More environment variables of the server: {CUDA_VISIBLE_DEVICES: "0,1"}."""
+    serve_seconds: float = Field(default=1200, gt=0)
+    """Longest wait until the server is ready."""
+
+    @field_validator("serve_options")
+    @classmethod
+    def _are_free(cls, options: dict[str, Any]) -> dict[str, Any]:
+        plain = {name.lstrip("-").replace("_", "-"): value for name, value in options.items()}
+        if taken := sorted(_OURS & set(plain)):
+            raise ValueError(f"{taken[0]} is set for you: the server is of this model, on a free port of this machine")
+        return plain
+
+    @model_validator(mode="after")
+    def _has_a_server(self) -> Self:
+        if (self.serve_options or self.serve_env) and getattr(self, "serve", None) in (None, "pocket"):
+            raise ValueError("serve_options and serve_env are for a server that is started here; set serve too")
+        return self
+
+    def shaping_options(self) -> dict[str, Any]:
+        """The options of the server that may change what it answers, not only how."""
+        return {name: value for name, value in self.serve_options.items() if name not in HOW_OPTIONS}
+
+
+class LocalSampling(ServedSampling):
+    """Answers drawn from a model's own weights: in this process, or by a server that is started for it."""
+
+    how_only: ClassVar[frozenset[str]] = ServedSampling.how_only | {"batch_size", "concurrency"}
 
     batch_size: int = Field(default=16, ge=1)
-    """Prompts generated side by side."""
+    """Prompts generated side by side in this process."""
+    serve: Engine | None = None
+    """Start this server for the stage: vllm, sglang, or transformers (`transformers serve`). null: the model answers in
+    this process."""
+    concurrency: int = Field(default=256, ge=1, le=1000)
+    """Most requests in flight to a server. `transformers serve` gets one at a time unless its continuous-batching is
+    on."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """More keys for the JSON of each request to a server (top_k, min_p, chat_template_kwargs)."""
+
+    def endpoint(self, model: str) -> EndpointSettings:
+        """What a client of the server of `model` needs. Answers are trained on without thoughts, so none are asked
+        for; templates that have no such switch ignore it."""
+        return EndpointSettings(
+            **{name: getattr(self, name) for name in (*ServedSampling.model_fields, "serve", "concurrency")},
+            model=model,
+            timeout_seconds=3600,  # whether the server is alive is seen otherwise
+            key_env=None,
+            extra_body={"chat_template_kwargs": {"enable_thinking": False}, **self.extra_body},
+        )
+
+
+class SampleSettings(LocalSampling):
+    """Answers drawn from the policy: in this process, by a server that is started, or by one that already runs."""
+
+    how_only: ClassVar[frozenset[str]] = LocalSampling.how_only | {"base_url", "key_env"}
+
+    base_url: str | None = None
+    """Where a server of yours already answers for the policy: what stands before `/chat/completions`."""
+    model: str | None = None
+    """The name by which the server at base_url knows the policy."""
+    key_env: str | None = None
+    """The environment variable that holds that server's key; null: none is sent."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_a_base_url(cls, url: str | None) -> str | None:
+        return None if url is None else Address._is_a_base_url(url)
+
+    @field_validator("key_env")
+    @classmethod
+    def _is_a_name(cls, variable: str | None) -> str | None:
+        return Address._is_a_name(variable)
+
+    @model_validator(mode="after")
+    def _is_in_one_place(self) -> SampleSettings:
+        if self.base_url is None:
+            if self.model or self.key_env:
+                raise ValueError("model and key_env belong to a server that already runs; set base_url too")
+            if self.extra_body and self.serve is None:
+                raise ValueError("extra_body is for the requests to a server; set serve or base_url too")
+            return self
+        if self.serve:
+            raise ValueError(f"serve starts a server and base_url ({self.base_url}) is one that runs; leave one out")
+        if self.model is None:
+            raise ValueError(f"model is missing: the name by which the server at {self.base_url} knows the policy")
+        return self
+
+    def elsewhere(self) -> EndpointSettings | None:
+        """The endpoint that already has the policy, if there is one."""
+        if self.base_url is None or self.model is None:
+            return None
+        shared = (*Sampling.model_fields, "concurrency", "extra_body", "base_url", "model", "key_env")
+        return EndpointSettings(**{name: getattr(self, name) for name in shared})
 
 
 class Address(Settings):
@@ -122,34 +240,33 @@ class BatchSettings(Settings):
         return Price(input=live.input * self.price_factor, output=live.output * self.price_factor, cached_input=cached)
 
 
-class EndpointSettings(Sampling, Address):
+class EndpointSettings(ServedSampling, Address):
     """A model behind an OpenAI-compatible endpoint: OpenAI and most providers, vLLM, SGLang, `transformers serve`."""
 
-    how_only: ClassVar[frozenset[str]] = frozenset(
-        {
-            "base_url",
-            "key_env",
-            "more_endpoints",
-            "concurrency",
-            "requests_per_minute",
-            "tokens_per_minute",
-            "price",
-            "timeout_seconds",
-            "retries",
-            "stop_after_failures",
-            "patience_seconds",
-        }
-    )
+    how_only: ClassVar[frozenset[str]] = ServedSampling.how_only | {
+        "base_url",
+        "key_env",
+        "more_endpoints",
+        "concurrency",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "price",
+        "timeout_seconds",
+        "retries",
+        "stop_after_failures",
+        "patience_seconds",
+    }
 
     model: str = Field(min_length=1)
-    """The name that the endpoint knows it by."""
+    """The name that the endpoint knows it by; with `serve`, a Hugging Face folder or Hub id."""
     base_url: str = OPENAI
     """What stands before `/chat/completions`; it usually ends in /v1."""
     more_endpoints: tuple[Address, ...] = ()
     """Others that have the same model, or other keys to the same one (`[{base_url: ..., key_env: ...}]`): each request
     goes to the least busy, and one that ends (wrong key, no money, down) is left out while the others go on."""
-    serve: Literal["pocket"] | None = None
-    """Start this server for the stage, instead of base_url."""
+    serve: Literal["pocket"] | Engine | None = None
+    """Start this server for the stage, instead of base_url: vllm, sglang, transformers (`transformers serve`); `pocket`
+    is the pocket world's teacher."""
     max_tokens: int = Field(default=4096, ge=1)
     """Longest answer; thinking text counts."""
     send_seed: bool = True
@@ -173,6 +290,12 @@ class EndpointSettings(Sampling, Address):
     """This many requests in a row without a reply, retries included: the endpoint is down, and the stage stops."""
     patience_seconds: float = Field(default=900, gt=0)
     """How long the endpoint may answer 429 to everything, or ask us to wait, before the stage stops."""
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> EndpointSettings:
+        if self.serve and self.serve != "pocket" and self.more_endpoints:
+            raise ValueError(f"serve: {self.serve} starts the only server of the model; leave out more_endpoints")
+        return self
 
     def at(self, address: Address) -> EndpointSettings:
         """The same at one other address."""

@@ -33,8 +33,8 @@ from anchored.objectives.logps import (
     rewards,
     with_margin,
 )
-from anchored.objectives.own import failure, import_attribute
 from anchored.objectives.settings import ObjectiveSettings
+from anchored.own import failure, import_attribute
 
 __all__ = [
     "OBJECTIVES",
@@ -79,7 +79,7 @@ def find_objective(name: str) -> Objective:
     """A row of the table, or the import of `package.module:name`."""
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    found = import_attribute(name)
+    found = import_attribute(name, "train.objective.name")
     return found if isinstance(found, Objective) else _own(name, found)
 
 

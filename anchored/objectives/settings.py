@@ -11,15 +11,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 from pydantic_core import PydanticKnownError
 
 from anchored.objectives import ObjectiveName
+from anchored.own import IMPORT_PATH
 from anchored.settings import Settings
 
 _NAMES: tuple[str, ...] = get_args(ObjectiveName)
 _OWN_EXAMPLE = "my_package.my_module:my_loss"
-_OWN = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 
 def _known_name(name: str) -> str:
-    if name in _NAMES or re.fullmatch(_OWN, name):
+    if name in _NAMES or re.fullmatch(IMPORT_PATH, name):
         return name
     if ":" in name:
         raise ValueError(f"an objective of your own is written as {_OWN_EXAMPLE}")
@@ -44,7 +44,7 @@ class ObjectiveSettings(Settings):
     name: Annotated[
         str,
         AfterValidator(_known_name),
-        WithJsonSchema({"anyOf": [{"enum": list(_NAMES)}, {"type": "string", "pattern": f"^{_OWN}$"}]}),
+        WithJsonSchema({"anyOf": [{"enum": list(_NAMES)}, {"type": "string", "pattern": f"^{IMPORT_PATH}$"}]}),
     ] = "apo-zero"
     """`apo-zero` for winners better than the policy's own answers, `apo-down` for worse; `sft` learns winners alone.
     The others are in docs/objectives.md; your own is given as `my_package.my_module:my_loss`."""

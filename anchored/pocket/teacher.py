@@ -83,6 +83,9 @@ class Seen:
     status: int
     """0 where the connection was closed instead."""
     fault: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """Of the reply, as it says itself."""
 
 
 class Teacher:
@@ -167,8 +170,12 @@ class Teacher:
         if fault == "slow":
             await asyncio.sleep(self._faults.slow_seconds)
         said = self._say(lesson, content)
-        payload = json.dumps(_completion(question, said, content)).encode()
-        self._note(content, attempt, lesson.part, 200, fault or said.fault)
+        completion = _completion(question, said, content)
+        payload = json.dumps(completion).encode()
+        usage = completion["usage"]
+        self._note(
+            content, attempt, lesson.part, 200, fault or said.fault, usage["prompt_tokens"], usage["completion_tokens"]
+        )
         if fault == "cut_body":
             return await _cut(request, payload)
         return web.Response(body=payload, content_type="application/json")
@@ -199,8 +206,8 @@ class Teacher:
         fault = self._first_struck(names, content)
         return _Said(_spoil(lesson, fault), fault)
 
-    def _note(self, content: str, attempt: int, part: Part, status: int, fault: str) -> None:
-        self.requests.append(Seen(content, attempt, part, status, fault))
+    def _note(self, content: str, attempt: int, part: Part, status: int, fault: str, *tokens: int) -> None:
+        self.requests.append(Seen(content, attempt, part, status, fault, *tokens))
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """What the pocket teacher says: a conversation in, a reply's text out, always the same for the same conversation.
 
-It reads the paper's own prompts and answers in the identifiers that they ask for: as Reviser, as Judge, and to a bare
-task as the Stronger model. What is no pocket task it politely declines. Nothing here knows HTTP (see `teacher`).
+It reads the paper's own prompts and those of a team of revisers, and answers in the identifiers that they ask for: as
+Reviser, as critic, as Judge, and to a bare task as the Stronger model. What is no pocket task it politely declines.
+Nothing here knows HTTP (see `teacher`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from anchored.pocket.phrasing import (
 )
 from anchored.pocket.tasks import Task, grade, is_right, task_of
 
-Part = Literal["reviser", "judge", "stronger", "none"]
+Part = Literal["reviser", "critic", "judge", "stronger", "none"]
 
 REFUSAL = "I'm sorry, but I can't help with that: it is not a task of the pocket world."
 
@@ -35,7 +36,7 @@ class Lesson:
     part: Part
     reasoning: str
     solution: str
-    """The revision, the verdict (empty for a tie), the stronger answer or the refusal."""
+    """The revision, the critique, the verdict (empty for a tie), the stronger answer or the refusal."""
 
     @property
     def text(self) -> str:
@@ -50,6 +51,10 @@ class Lesson:
 def teach(request: str) -> Lesson:
     """The lesson that the last user turn asks for."""
     try:
+        if match := _AGAIN_PROMPT.search(request):
+            return _reviser(task_of(match["task"]), match["draft"])
+        if match := _CRITIC_PROMPT.search(request):
+            return _critic(task_of(match["task"]), match["draft"])
         if match := _REVISER_PROMPT.search(request):
             return _reviser(task_of(match["task"]), match["answer"])
         if match := _JUDGE_PROMPT.search(request):
@@ -78,6 +83,14 @@ def stronger_answer(task: Task) -> str:
 _REVISER_PROMPT = re.compile(
     r"\n\n\{task\}: (?P<task>.*?)\n\n\{student_solution\}: (?P<answer>.*)\n\n-{17}\n", re.DOTALL
 )
+_CRITIC_PROMPT = re.compile(
+    r"\n\n\{task\}: (?P<task>.*?)\n\n\{student_solution\}: .*?\n\n\{draft\}: (?P<draft>.*)\n\n-{17}\n", re.DOTALL
+)
+_AGAIN_PROMPT = re.compile(
+    r"\n\n\{task\}: (?P<task>.*?)\n\n\{student_solution\}: .*?\n\n\{draft\}: (?P<draft>.*?)"
+    r"\n\n\{critique\}: .*\n\n-{17}\n",
+    re.DOTALL,
+)
 _JUDGE_PROMPT = re.compile(
     r"\n\n\{task\}: (?P<task>.*?)\n\n\{student_solution_1\}: (?P<first>.*?)"
     r"\n\n\{student_solution_2\}: (?P<second>.*)\n\n-{17}\n",
@@ -94,6 +107,13 @@ def _reviser(task: Task, answer: str) -> Lesson:
     else:
         reasoning = f"The result has to be {task.result}. What has to change: line {', '.join(changed)}."
     return Lesson("reviser", reasoning, revision)
+
+
+def _critic(task: Task, draft: str) -> Lesson:
+    share = grade(task, draft)
+    if share == 1:
+        return Lesson("critic", "", "Nothing is to be mended.")
+    return Lesson("critic", "", f"The result has to be {task.result}; {share:.0%} of the lines are right.")
 
 
 def _judge(task: Task, first: str, second: str) -> Lesson:

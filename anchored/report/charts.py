@@ -132,8 +132,12 @@ def histogram(
     line = {"color": "var(--ink)", "width": 1.4, "dash": "dot"}
     at = min(mean, high)
     layout["shapes"] = [{"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": line}]
-    tail = f" The last bar gathers the {beyond:,} pairs above {high:,.0f}." if beyond else ""
-    return Chart(id, title, [bars], layout, note=f"Dotted: the mean, {mean:,.1f}.{tail}")
+    tail = f" The last bar gathers the {beyond:,} pairs above {_short(high)}." if beyond else ""
+    return Chart(id, title, [bars], layout, note=f"Dotted: the mean, {_short(mean)}.{tail}")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _most_of(numbers: Float[ndarray, " values"]) -> tuple[float, float]:

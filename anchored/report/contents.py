@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from anchored.contrast import MeanContrast
+from anchored.contrast import MeanContrast, completed, mean_contrast, normalised
 from anchored.datasets_io import read_rows
 from anchored.records import Outcome, Pair, Score
 from anchored.report.scoreboard import Scoreboard, scoreboards
@@ -19,6 +18,7 @@ from anchored.runs import Run, read_lines
 Group = Literal["training", "held-out", "refused"]
 
 _NUMBERS = ("jaccard", "levenshtein", "length_ratio")
+_OF_A_MEAN = set(MeanContrast.__slots__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,12 @@ class Row:
     jaccard: float | None = None
     levenshtein: float | None = None
     length_ratio: float | None = None
+
+    @property
+    def normalised(self) -> float | None:
+        """The distance per character of the longer answer."""
+        chosen, rejected = self.pair.chosen.text, self.pair.rejected.text
+        return None if self.levenshtein is None else normalised(self.levenshtein, chosen, rejected)
 
 
 class Contents:
@@ -64,21 +70,19 @@ class Contents:
 
     @property
     def teacher(self) -> str | None:
-        """The stronger model that revised, judged or answered."""
-        role = {"clair": "reviser", "judge-on-policy": "judge", "stronger-preferred": "stronger"}.get(
-            self.setting("create.method")
-        )
-        return self.setting(f"create.{role}.model")
+        """The stronger models that revised, judged or answered; None where the data was judged already."""
+        method = self.setting("create.method")
+        if method == "judge-off-policy" and not (self.setting("create.candidates") or self.setting("create.answers")):
+            return None
+        if method == "clair" and (team := self.setting("create.team")):
+            return ", ".join(dict.fromkeys(step["model"] for step in team))
+        role = {"clair": "reviser", "stronger-preferred": "stronger"}.get(method, "judge")
+        return self.setting(f"create.{role}.model") if method else None
 
     @cached_property
     def rows(self) -> list[Row]:
         """Training pairs, held-out pairs and refused rows, each in the order of its file."""
-        files: dict[Group, Path] = {
-            "training": self.run.pairs,
-            "held-out": self.run.held_out,
-            "refused": self.run.refused,
-        }
-        return [row for group, path in files.items() if path.exists() for row in _rows(path, group)]
+        return [row for group, path in row_files(self.run).items() for row in _rows(path, group)]
 
     def accepted(self, group: Group) -> list[Row]:
         return [row for row in self.rows if row.group == group and row.pair.outcome is Outcome.OK]
@@ -90,9 +94,20 @@ class Contents:
     @cached_property
     def contrasts(self) -> dict[str, MeanContrast]:
         """Mean contrast of the training and of the held-out pairs, as far as there are any."""
-        tokenizer = self.summary("create").get("contrast", {}).get("tokenizer", "whitespace")
-        means = {group: _mean_contrast(self.accepted(group), tokenizer) for group in ("training", "held-out")}
-        return {group: mean for group, mean in means.items() if mean}
+        told = self.summary("create").get("contrast", {})
+        means = {}
+        for group in ("training", "held-out"):
+            rows = self.accepted(group)
+            if group == "training" and rows and told.keys() == _OF_A_MEAN:
+                # to look for leaks in all pairs once more would take longer than the rest of the page
+                means[group] = MeanContrast(**told)
+            elif each := [
+                completed(row.pair, row.jaccard, row.levenshtein)
+                for row in rows
+                if row.jaccard is not None and row.levenshtein is not None
+            ]:
+                means[group] = mean_contrast(each, told.get("tokenizer", "whitespace"))
+        return means
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -113,6 +128,12 @@ class Contents:
         return self.summary("evaluate").get("improvement", ())
 
 
+def row_files(run: Run) -> dict[Group, Path]:
+    """The files of rows that a run folder has."""
+    files: dict[Group, Path] = {"training": run.pairs, "held-out": run.held_out, "refused": run.refused}
+    return {group: path for group, path in files.items() if path.exists()}
+
+
 def _rows(path: Path, group: Group) -> list[Row]:
     import pyarrow.parquet
 
@@ -120,11 +141,3 @@ def _rows(path: Path, group: Group) -> list[Row]:
     known = [name for name in _NUMBERS if name in pyarrow.parquet.read_schema(path).names]
     numbers = pyarrow.parquet.read_table(path, columns=known).to_pylist() if known else [{}] * len(pairs)
     return [Row(pair, group, **measured) for pair, measured in zip(pairs, numbers, strict=True)]
-
-
-def _mean_contrast(rows: Sequence[Row], tokenizer: str) -> MeanContrast | None:
-    measured = [row for row in rows if None not in (row.jaccard, row.levenshtein, row.length_ratio)]
-    if not measured:
-        return None
-    means = {name: statistics.fmean(getattr(row, name) for row in measured) for name in _NUMBERS}
-    return MeanContrast(len(measured), tokenizer, **means)

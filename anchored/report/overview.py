@@ -10,10 +10,12 @@ from anchored.records import Outcome, Score
 from anchored.report.contents import Contents
 from anchored.report.scoreboard import Scoreboard
 from anchored.report.tables import duration, signed
+from anchored.runs import Run
 
 _TEACHES = {
     "clair": "revised by {}",
     "judge-on-policy": "judged by {}",
+    "judge-off-policy": "judged by {}",
     "stronger-preferred": "won by answers of {}",
 }
 
@@ -73,6 +75,7 @@ def facts(contents: Contents) -> list[Fact]:
         "Method": contents.setting("create.method"),
         "Teacher": contents.teacher,
         "Teacher's tokens": _tokens(contents),
+        "Noticed in kept pairs": _counts(contents.summary("create").get("noticed") or {}),
         "Training data": contents.setting("train.data"),
         "Objective": contents.setting("train.objective.name"),
         "β": contents.setting("train.objective.beta"),
@@ -166,12 +169,16 @@ def _training_tiles(contents: Contents) -> list[Tile]:
 
 
 def _tokens(contents: Contents) -> str:
-    used = contents.summary("create").get("replies", {}).get("teacher", {})
-    if not used.get("completion_tokens"):
+    """Of all who were asked but the policy."""
+    replies = contents.summary("create").get("replies", {})
+    used = [one for role, one in replies.items() if role != "policy"]
+    names = ("prompt_tokens", "completion_tokens", "replies")
+    asked, answered, count = (sum(one.get(name, 0) for one in used) for name in names)
+    if not answered:
         return ""
-    spent = used.get("spent")
+    spent = next((one["spent"] for one in used if one.get("spent")), None)  # the run's, which all of them share
     money = f", {dollars(spent['run_usd'])}" if spent else ""
-    return f"{used['prompt_tokens']:,} in, {used['completion_tokens']:,} out, {used['replies']:,} replies{money}"
+    return f"{asked:,} in, {answered:,} out, {count:,} replies{money}"
 
 
 def _took(contents: Contents, stage: str) -> str:
@@ -188,7 +195,7 @@ def _scores_gap(contents: Contents) -> Gap | None:
         return None
     if contents.recipe and not contents.setting("evaluate.benchmarks"):
         return Gap("The recipe names no benchmark (evaluate.benchmarks), so nothing was scored.")
-    return Gap("There are no scores yet:", _stage_command(contents, "evaluate"), "makes them.")
+    return Gap("There are no scores yet:", stage_command(contents.run, "evaluate"), "makes them.")
 
 
 def _data_gap(contents: Contents) -> Gap | None:
@@ -197,14 +204,14 @@ def _data_gap(contents: Contents) -> Gap | None:
     data = contents.setting("train.data")
     if data:
         return Gap("The run's pairs are not its own:", shlex.join(("anchored", "contrast", data)), "measures them.")
-    return Gap("There are no pairs yet:", _stage_command(contents, "create"), "makes them.")
+    return Gap("There are no pairs yet:", stage_command(contents.run, "create"), "makes them.")
 
 
 def _training_gap(contents: Contents) -> Gap | None:
     if not contents.metrics:
-        return Gap("Nothing is trained yet:", _stage_command(contents, "train"), "does it.")
+        return Gap("Nothing is trained yet:", stage_command(contents.run, "train"), "does it.")
     if not contents.summary("train"):
-        return Gap("Training has not come to its end:", _stage_command(contents, "train"), "goes on from here.")
+        return Gap("Training has not come to its end:", stage_command(contents.run, "train"), "goes on from here.")
     return None
 
 
@@ -214,5 +221,6 @@ def _held_out_gap(contents: Contents) -> Gap | None:
     return Gap("No pairs were held out (create.prompts.held_out), so there is nothing to follow through training.")
 
 
-def _stage_command(contents: Contents, stage: str) -> str:
-    return shlex.join(("anchored", stage, "RECIPE", "--out", str(contents.run.folder)))
+def stage_command(run: Run, stage: str, *options: str) -> str:
+    """The command that does one stage of a run folder."""
+    return shlex.join(("anchored", stage, "RECIPE", "--out", str(run.folder), *options))

@@ -1,5 +1,5 @@
-// Draws the curves and pages through the pairs. Everything from the run is data in #page-data, and reaches the
-// page as text (textContent) only; Plotly gets labels that the report has escaped.
+// Draws the curves and pages through the pairs, which pair.js shows. Everything from the run is data in #page-data, and
+// reaches the page as text (textContent) only; Plotly gets labels that the report has escaped.
 "use strict";
 
 const pageData = JSON.parse(document.getElementById("page-data").textContent);
@@ -54,21 +54,6 @@ if (pageData.charts.length) {
 // ---- pairs ----
 
 const rows = pageData.rows;
-const KEPT = 0, REMOVED = 1, ADDED = 2;
-
-/** An element with text in it; text is never read as HTML. */
-function make(tag, className = "", text = "") {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text) element.textContent = visible(text);
-  return element;
-}
-
-/** Control characters as their pictures (␛ for escape), so that what is in a text can be seen. */
-function visible(text) {
-  const picture = (c) => (c === "\u007f" ? "\u2421" : String.fromCharCode(0x2400 + c.charCodeAt(0)));
-  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, picture);
-}
 
 function wholeText(row, without) {
   return row.parts.filter(([kind]) => kind !== without).map(([, text]) => text).join("");
@@ -90,62 +75,6 @@ const ORDERS = {
 
 function length(row) {
   return row.parts.reduce((sum, [, text]) => sum + text.length, 0);
-}
-
-/** "Revision y_w · its model", with the paper's symbol. */
-function heading(title, subscript, by) {
-  const element = make("h3", "", `${title} `);
-  const symbol = make("i", "", "y");
-  symbol.append(make("sub", "", subscript));
-  element.append(symbol, make("span", "by", by ? ` · ${by}` : ""));
-  return element;
-}
-
-function answerBlock(kind, title, by, row, without) {
-  const block = make("div", kind);
-  block.append(heading(title, kind === "chosen" ? "w" : "l", by));
-  const text = make("p", "text");
-  text.dir = "auto";
-  for (const [part, words] of row.parts) {
-    if (part === without) continue;
-    const tag = part === REMOVED ? "del" : part === ADDED ? "ins" : "span";
-    text.append(make(row.compared ? tag : "span", "", words));
-  }
-  block.append(text.textContent ? text : make("p", "empty", "no text"));
-  const left = kind === "chosen" ? row.chosen_cut : row.rejected_cut;
-  if (left) block.append(make("p", "note", `${left.toLocaleString("en")} more characters are not in this page.`));
-  return block;
-}
-
-function pairView(row) {
-  const parts = [];
-  const meta = make("p", "meta");
-  meta.append(make("span", row.outcome === "ok" ? "tag ok" : "tag refused", row.outcome));
-  for (const fact of row.facts) meta.append(make("span", "", fact));
-  parts.push(meta);
-  if (row.detail) parts.push(make("p", "why", row.detail));
-  for (const [role, content] of row.prompt) {
-    const turn = make("div", "turn");
-    const text = make("p", "text", content);
-    text.dir = "auto";
-    turn.append(make("h3", "", row.prompt.length === 1 ? "Prompt" : role), text);
-    parts.push(turn);
-  }
-  const answers = make("div", "answers");
-  const revised = row.method === "clair";
-  answers.append(
-    answerBlock("rejected", revised ? "Answer" : "Rejected", row.rejected_by, row, ADDED),
-    answerBlock("chosen", revised ? "Revision" : "Chosen", row.chosen_by, row, REMOVED),
-  );
-  parts.push(answers);
-  if (row.rational) {
-    const details = make("details");
-    const text = make("p", "text", row.rational);
-    text.dir = "auto";
-    details.append(make("summary", "", "The reasoning that came with it"), text);
-    parts.push(details);
-  }
-  return parts;
 }
 
 function startBrowser() {
@@ -188,28 +117,7 @@ function startBrowser() {
       if (over < list.scrollTop || over + here.offsetHeight > list.scrollTop + list.clientHeight)
         list.scrollTop = over - list.clientHeight / 2;
     }
-    markHits();
-  }
-
-  /** Colour what was searched for, without touching the text. */
-  function markHits() {
-    if (!CSS.highlights) return;
-    CSS.highlights.delete("search");
-    const wanted = search.value.trim().toLowerCase();
-    if (!wanted) return;
-    const ranges = [];
-    const walker = document.createTreeWalker(pair, NodeFilter.SHOW_TEXT);
-    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-      const text = node.data.toLowerCase();
-      if (text.length !== node.data.length) continue;
-      for (let from = text.indexOf(wanted); from >= 0; from = text.indexOf(wanted, from + wanted.length)) {
-        const range = new Range();
-        range.setStart(node, from);
-        range.setEnd(node, from + wanted.length);
-        ranges.push(range);
-      }
-    }
-    CSS.highlights.set("search", new Highlight(...ranges));
+    markHits(pair, search.value);
   }
 
   group.addEventListener("change", select);

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -19,7 +19,7 @@ from anchored.report.contents import Row
 MOST_ROWS = 500
 _REFUSED_ROWS = 200
 """Room that refused rows have even when accepted ones would fill the page."""
-_MOST_CHARACTERS = 20_000
+MOST_CHARACTERS = 20_000
 """Of one text; a longer one is cut, and the page says by how much."""
 _MOST_CHARACTERS_IN_ALL = 10_000_000
 _SEED = 0
@@ -57,16 +57,26 @@ def sample(rows: Sequence[Row]) -> Sample:
     return Sample([rows[index] for index in sorted(_that_fit(by_turns, rows))], len(rows))
 
 
-def choices(rows: Sequence[Row]) -> list[Choice]:
-    """What the rows can be narrowed to: a file, or one outcome of refused rows."""
-    groups = Counter(row.group for row in rows)
-    outcomes = Counter(row.pair.outcome for row in rows if row.group == "refused")
+def tally(rows: Iterable[Row]) -> Counter[tuple[str, str]]:
+    """How many rows of each group end with each outcome."""
+    return Counter((row.group, str(row.pair.outcome)) for row in rows)
+
+
+def choices(counts: Mapping[tuple[str, str], int]) -> list[Choice]:
+    """What rows can be narrowed to, given how many there are by group and outcome: a file, or one outcome of refused
+    rows."""
+    groups: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
+    for (group, outcome), rows in counts.items():
+        groups[group] += rows
+        if group == "refused":
+            outcomes[outcome] += rows
     found = [
-        Choice("all", "all rows", len(rows)),
+        Choice("all", "all rows", groups.total()),
         Choice("training", "training pairs", groups["training"]),
         Choice("held-out", "held-out pairs", groups["held-out"]),
         Choice("refused", "refused", groups["refused"]),
-        *(Choice(str(outcome), f"refused: {outcome}", n) for outcome, n in outcomes.most_common()),
+        *(Choice(outcome, f"refused: {outcome}", n) for outcome, n in outcomes.most_common()),
     ]
     return [choice for choice in found if choice.rows]
 
@@ -74,7 +84,7 @@ def choices(rows: Sequence[Row]) -> list[Choice]:
 def for_page(row: Row) -> dict[str, Any]:
     """One row as the browser wants it; its answers are one list of parts [kind, text], with the kinds of `_KINDS`."""
     pair = row.pair
-    rejected, chosen = pair.rejected.text[:_MOST_CHARACTERS], pair.chosen.text[:_MOST_CHARACTERS]
+    rejected, chosen = pair.rejected.text[:MOST_CHARACTERS], pair.chosen.text[:MOST_CHARACTERS]
     return {
         "id": pair.prompt.id,
         "groups": [row.group, str(pair.outcome)],
@@ -84,7 +94,7 @@ def for_page(row: Row) -> dict[str, Any]:
         "facts": _facts(row),
         "jaccard": row.jaccard,
         "prompt": [[message.role, _cut(message.content)] for message in pair.prompt.messages],
-        "parts": _parts(rejected, chosen),
+        "parts": parts(rejected, chosen),
         "compared": bool(rejected and chosen),
         "rejected_by": pair.rejected.model,
         "chosen_by": pair.chosen.model,
@@ -111,14 +121,15 @@ def _that_fit(indices: Sequence[int], rows: Sequence[Row]) -> list[int]:
     for index in indices:
         pair = rows[index].pair
         texts = (pair.chosen.text, pair.rejected.text, pair.rational, *(m.content for m in pair.prompt.messages))
-        characters += sum(min(len(text), _MOST_CHARACTERS) for text in texts)
+        characters += sum(min(len(text), MOST_CHARACTERS) for text in texts)
         if fitting and characters > _MOST_CHARACTERS_IN_ALL:
             break
         fitting.append(index)
     return fitting
 
 
-def _parts(rejected: str, chosen: str) -> list[list[Any]]:
+def parts(rejected: str, chosen: str) -> list[list[Any]]:
+    """Two texts as the one list of parts [kind, text] that both can be read from."""
     if rejected and chosen:
         return [[_KINDS[span.kind], span.text] for span in word_differences(rejected, chosen)]
     # nothing to compare a lone answer with: it is shown, not marked
@@ -126,8 +137,8 @@ def _parts(rejected: str, chosen: str) -> list[list[Any]]:
 
 
 def _cut(text: str) -> str:
-    left = len(text) - _MOST_CHARACTERS
-    return f"{text[:_MOST_CHARACTERS]}… ({left:,} more characters)" if left > 0 else text
+    left = len(text) - MOST_CHARACTERS
+    return f"{text[:MOST_CHARACTERS]}… ({left:,} more characters)" if left > 0 else text
 
 
 def _facts(row: Row) -> list[str]:

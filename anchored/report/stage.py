@@ -11,14 +11,14 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from anchored.report import overview
 from anchored.report.charts import held_out_charts, histogram, score_chart, training_charts
 from anchored.report.contents import Contents
-from anchored.report.pair_rows import choices, for_page, sample
+from anchored.report.pair_rows import choices, for_page, sample, tally
 from anchored.report.tables import contrast_table, improvement_table, signed, yield_table
 from anchored.runs import Run, write_text
 
@@ -46,7 +46,9 @@ def _page(contents: Contents) -> str:
         "charts": [{"id": chart.id, "data": chart.data, "layout": chart.layout} for chart in charts],
         "rows": [for_page(row) for row in pairs.rows],
     }
-    scripts = [*([get_plotlyjs()] if charts else []), (_HERE / "page.js").read_text("utf-8")]
+    plotly = [get_plotlyjs()] if charts else []
+    scripts = [*plotly, *((_HERE / name).read_text("utf-8") for name in ("pair.js", "page.js"))]
+    style = "".join((_HERE / name).read_text("utf-8") for name in ("look.css", "page.css"))
     improvements = contents.improvements
     return _template().render(
         title=contents.run.folder.resolve().name,
@@ -63,11 +65,11 @@ def _page(contents: Contents) -> str:
         contrast=contrast_table(contents.contrasts),
         histograms=histograms,
         pairs=pairs,
-        choices=choices(pairs.rows),
+        choices=choices(tally(pairs.rows)),
         training=training,
         held_out=held_out,
         data=Markup(_json_for_script(data)),
-        style=Markup((_HERE / "page.css").read_text("utf-8")),
+        style=Markup(style),
         scripts=[Markup(script) for script in scripts],
         content_policy=_content_policy(scripts),
     )
@@ -86,13 +88,29 @@ def _template() -> Any:
 
 def _histograms(contents: Contents) -> list[Any]:
     rows = contents.accepted("training")
-    jaccards = [row.jaccard for row in rows if row.jaccard is not None]
-    distances = [row.levenshtein for row in rows if row.levenshtein is not None]
     charts = [
-        histogram("jaccard", "Jaccard similarity", "tokens in common, percent", jaccards, bounds=(0, 100)),
-        histogram("levenshtein", "Levenshtein distance", "characters to edit", distances),
+        histogram(
+            "jaccard", "Jaccard similarity", "tokens in common, percent", _known(row.jaccard for row in rows), (0, 100)
+        ),
+        histogram(
+            "distance",
+            "Levenshtein distance",
+            "characters to edit, per character of the longer answer",
+            _known(row.normalised for row in rows),
+            (0, 1),
+        ),
+        histogram(
+            "length-ratio",
+            "Length ratio",
+            "characters of the chosen answer per character of the rejected one",
+            _known(row.length_ratio for row in rows),
+        ),
     ]
     return [chart for chart in charts if chart]
+
+
+def _known(numbers: Iterable[float | None]) -> list[float]:
+    return [number for number in numbers if number is not None]
 
 
 def _tone(change: float | None) -> int:

@@ -30,11 +30,22 @@ MEANINGS = {
     Outcome.IDENTICAL: "chosen and rejected are the same text",
     Outcome.LENGTH_RATIO: "the revision is far longer or shorter than the answer",
     Outcome.LEAK: "the revision speaks of being one",
+    Outcome.CONTRAST: "the two answers differ less or more than the filter allows",
+    Outcome.TOO_LONG: "an answer has more characters than are allowed",
+    Outcome.REPETITION: "an answer says the same over and over",
+    Outcome.CONTROL_CHARACTERS: "an answer holds characters that are no text",
+    Outcome.HTML: "an answer is an HTML page that nobody asked for",
+    Outcome.OWN_FILTER: "refused by a filter of your own",
+    Outcome.CONTAMINATED: "the prompt shares its words with a benchmark's question",
+    Outcome.MISSING_ANSWER: "the given answers have none for the prompt",
     Outcome.SURPLUS: "a pair beyond create.target",
+    Outcome.DROPPED: "dropped by a person",
     Outcome.TIE: "the judge found no winner",
     Outcome.DISAGREEMENT: "the judge changed its mind with the order of the answers",
     Outcome.UNPARSABLE: "the judge's reply names no winner",
     Outcome.IDENTICAL_SAMPLES: "both samples are the same text",
+    Outcome.ADDRESSES_JUDGE: "an answer speaks to its judge instead of to the user",
+    Outcome.CONTRADICTED_SCORE: "the best score is contradicted by the ratings beside it",
     Outcome.DOUBLED_TURN: "the conversation would repeat a turn",
     Outcome.NO_ASSISTANT_TURN: "no assistant turn to learn from",
     Outcome.MALFORMED: "the row cannot be read as a pair",
@@ -78,14 +89,38 @@ def contrast_table(measured: Mapping[str, MeanContrast]) -> Table:
     """How far chosen and rejected answers differ, by data set (the paper's Table 1)."""
     tokenizers = {mean.tokenizer for mean in measured.values()}
     rows = [
-        (source, f"{mean.pairs:,}", f"{mean.jaccard:.2f}", f"{mean.levenshtein:,.1f}", f"{mean.length_ratio:.2f}")
+        (
+            source,
+            f"{mean.pairs:,}",
+            f"{mean.jaccard:.2f}",
+            f"{mean.levenshtein:,.1f}",
+            f"{mean.normalised_levenshtein:.3f}",
+            f"{mean.length_ratio:.2f}",
+            f"{mean.shared_prefix:,.1f}",
+            f"{100 * mean.shared_prefix_share:.1f} %",
+            f"{100 * mean.leak_rate:.1f} %",
+        )
         for source, mean in measured.items()
     ]
     return Table(
         "Contrast",
-        ("pairs of", "n", f"Jaccard ↑ ({', '.join(sorted(tokenizers))})", "Levenshtein ↓ (characters)", "length ratio"),
+        (
+            "pairs of",
+            "n",
+            f"Jaccard ↑ ({', '.join(sorted(tokenizers))})",
+            "Levenshtein ↓",
+            "normalised ↓",
+            "length ratio",
+            "shared prefix ↑",
+            "of shorter ↑",
+            "leaks ↓",
+        ),
         tuple(rows),
-        note="Means over pairs. Arrows point to the more minimal contrast.",
+        note=(
+            "Means over pairs; arrows point to the more minimal contrast. Levenshtein in characters, normalised by the "
+            "longer answer; shared prefix in characters, and as a share of the shorter answer; leaks: chosen answers "
+            "that speak of being a revision."
+        ),
     )
 
 

@@ -7,28 +7,13 @@ only the last name is told. Nothing here depends on the day or the machine: a re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from anchored.runs import one_line, versions
+from anchored.cards import CITATION, code, front_matter, on_hub, told
+from anchored.runs import versions
 from anchored.train.settings import TrainSettings
-
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-
-_CITATION = """\
-```bibtex
-@article{doosterlinck2024anchored,
-  title   = {Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment},
-  author  = {D'Oosterlinck, Karel and Xu, Winnie and Develder, Chris and Demeester, Thomas and Singh, Amanpreet and
-             Potts, Christopher and Kiela, Douwe and Mehri, Shikib},
-  journal = {arXiv preprint arXiv:2408.06266},
-  year    = {2024}
-}
-```"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,39 +41,38 @@ def model_card(facts: CardFacts, epoch: int, step: int, held_out: Mapping[str, f
     """The README.md of the checkpoint after `epoch`; `held_out` is the line of trajectories.jsonl at its step."""
     settings = facts.settings
     parts = [
-        f"---\n{yaml.safe_dump(_header(facts), sort_keys=False, allow_unicode=True)}---",
-        f"# {_code(_told(facts.base_model))}, {_code(settings.objective.name)}, epoch {epoch}",
-        f"{_code(_told(facts.base_model))} trained with {_code(settings.objective.name)} by Anchored: after "
+        front_matter(_header(facts)),
+        f"# {code(told(facts.base_model))}, {code(settings.objective.name)}, epoch {epoch}",
+        f"{code(told(facts.base_model))} trained with {code(settings.objective.name)} by Anchored: after "
         f"{epoch} of {settings.epochs} epochs, {step:,} of {facts.steps:,} steps.",
         "## Data\n\n" + "\n".join(_data(facts)),
         "## Training\n\n" + "\n".join(f"- {name}: {value}" for name, value in _training(facts)),
         "## Held-out rows at this checkpoint\n\n" + _measured(facts, held_out),
         "## Versions\n\n" + ", ".join(f"{name} {version}" for name, version in _versions(settings).items()),
-        f"## Citation\n\n{_CITATION}",
+        f"## Citation\n\n{CITATION}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _header(facts: CardFacts) -> dict[str, object]:
     adapter = facts.settings.lora is not None and not facts.settings.lora.merge
-    header: dict[str, object] = {
-        "base_model": str(facts.base_model) if _on_hub(facts.base_model) else None,
+    return {
+        "base_model": str(facts.base_model) if on_hub(facts.base_model) else None,
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["anchored", "preference-alignment", facts.settings.objective.name],
-        "datasets": [facts.settings.data] if facts.settings.data and _on_hub(facts.settings.data) else None,
+        "datasets": [facts.settings.data] if facts.settings.data and on_hub(facts.settings.data) else None,
     }
-    return {name: value for name, value in header.items() if value is not None}
 
 
 def _data(facts: CardFacts) -> Iterator[str]:
     kind = "pairs" if facts.paired else "labelled answers"
-    source = f" of {_code(_told(facts.settings.data))}" if facts.settings.data else ""
-    made = f" made by {', '.join(map(_code, facts.methods))}" if facts.methods else ""
+    source = f" of {code(told(facts.settings.data))}" if facts.settings.data else ""
+    made = f" made by {', '.join(map(code, facts.methods))}" if facts.methods else ""
     yield f"- {facts.rows:,} {kind}{source}{made}"
     yield f"- {facts.held_out:,} more held out"
     if facts.left_out:
-        counts = ", ".join(f"{count:,} {_code(outcome)}" for outcome, count in facts.left_out.items())
+        counts = ", ".join(f"{count:,} {code(outcome)}" for outcome, count in facts.left_out.items())
         yield f"- left out: {counts}"
 
 
@@ -97,7 +81,7 @@ def _training(facts: CardFacts) -> Iterator[tuple[str, str]]:
     options = settings.objective.model_dump(exclude={"name"}, exclude_defaults=True) | {"beta": settings.objective.beta}
     yield (
         "objective",
-        ", ".join([_code(settings.objective.name), *(f"{name} {value}" for name, value in options.items())]),
+        ", ".join([code(settings.objective.name), *(f"{name} {value}" for name, value in options.items())]),
     )
     if settings.refresh_reference_epochs:
         yield "reference", f"the policy itself, every {settings.refresh_reference_epochs} epochs"
@@ -125,18 +109,3 @@ def _measured(facts: CardFacts, held_out: Mapping[str, float] | None) -> str:
 
 def _versions(settings: TrainSettings) -> dict[str, str]:
     return versions("anchored", "torch", "transformers", *(["peft"] if settings.lora else []))
-
-
-def _on_hub(name: str | Path) -> bool:
-    return isinstance(name, str) and bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
-
-
-def _told(name: str | Path) -> str:
-    return str(name) if _on_hub(name) else Path(name).resolve().name
-
-
-def _code(text: str) -> str:
-    """Text as a code span, whatever is in it."""
-    plain = one_line(text)
-    fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
-    return f"{fence} {plain} {fence}" if "`" in plain else f"`{plain}`"

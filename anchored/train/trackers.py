@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Queue
@@ -198,15 +197,17 @@ class _Trackio:
     forgets = False
 
     def __init__(self, run: TrackedRun) -> None:
-        self._trackio = import_module("trackio")
+        import trackio
+
         name = _name_in(run, "trackio", lambda: f"{run.folder.name}-{_new_name()}")
-        self._trackio.init(project=PROJECT, name=name, config=dict(run.settings), resume="allow", embed=False)
+        # the run itself: the package's own functions find it in the thread that opened it alone
+        self._run = trackio.init(project=PROJECT, name=name, config=dict(run.settings), resume="allow", embed=False)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._trackio.log(dict(values), step=step)
+        self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        self._trackio.finish()
+        self._run.finish()
 
 
 class _Mlflow:

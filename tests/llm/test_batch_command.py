@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from batch_server import Answer, BatchServer, Fate
+from batch_server import Answer, BatchServer, Fate, Made
 from commands import ENVIRONMENT, POCKET, Finished, anchored, anchored_killed, command
-from fault_server import Act, hangs
+from fault_server import Act, completion, fails, hangs
 
 from anchored.pocket.teacher import Teacher
 
@@ -200,6 +200,92 @@ def test_exported_run_elsewhere_and_imported_the_pairs_are_the_same(
     assert f"{results}: {ROWS} replies" in done.out.replace("\n", " ")
     assert not server.calls
     assert_the_same(folder, live)
+
+
+def says(body: dict[str, Any]) -> dict[str, Any]:
+    """Two models answer, each in its own words; a third prefers the first answer that it is shown."""
+    answer = f"{body['model']} says that it depends on the question, which has {len(body['messages'][-1]['content'])}"
+    return completion("Rationale: it is clearer.\n[1]" if body["model"] == "judge" else answer)
+
+
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchServer]:
+    monkeypatch.setitem(ENVIRONMENT, "ANCHORED_TEST_KEY", SECRET)
+    with BatchServer(says) as server:
+        yield server
+
+
+def off_policy(server: BatchServer, folder: Path, *more: str) -> list[object]:
+    """Two candidates and a judge, three models at one endpoint."""
+    at = f"base_url: '{server.base_url}', key_env: ANCHORED_TEST_KEY, price: {{input: 2, output: 10}}"
+    settings = (
+        "create.method=judge-off-policy",
+        "create.prompts.take=6",
+        "create.prompts.held_out=2",
+        "create.reviser.serve=null",
+        f"create.candidates=[{{model: ada, {at}}}, {{model: bob, {at}}}]",
+        f"create.judge={{model: judge, {at}}}",
+        "create.budget_usd=100",
+        "create.pilot=2",
+        "create.batch={linger_seconds: 0.5, poll_seconds: 0.1}",
+    )
+    return ["create", POCKET, "--out", folder, *settings, *more]
+
+
+def models_of(batches: list[Made]) -> list[tuple[str, int]]:
+    return [(batch.rows[0]["body"]["model"], len(batch.rows)) for batch in batches]
+
+
+def test_several_models_each_have_their_own_batches(several: BatchServer, tmp_path: Path) -> None:
+    done = anchored(*off_policy(several, tmp_path / "live"))
+    assert done.code == 0, done.err
+    assert len(several.live) == 24
+    several.live.clear()
+    several.hiccups["look"] = [fails(401)]  # ends the process while both are under way
+    stopped = anchored(*off_policy(several, tmp_path / "run", "--batch"))
+    assert stopped.code == 2, stopped.err
+    done = anchored(*off_policy(several, tmp_path / "run", "--batch"))
+    assert done.code == 0, done.err
+    # the held-out rows and those of the pilot have no round of their own
+    assert sorted(models_of(several.batches)) == [("ada", 8), ("bob", 8), ("judge", 8)]
+    assert several.submitted == Counter(dict.fromkeys(several.submitted, 1))
+    assert not several.live
+    assert_the_same(tmp_path / "run", tmp_path / "live")
+
+
+def test_batches_of_several_models_are_cancelled_together(several: BatchServer, tmp_path: Path) -> None:
+    several.fates = [Fate("cancelled", answered=3, looks=10**6) for _ in range(2)]
+    code = anchored_killed(*off_policy(several, tmp_path, "--batch"), when=lambda: several.calls["look"] > 3)
+    assert code == -signal.SIGKILL
+    ended = anchored(*off_policy(several, tmp_path, "--cancel-batches"))
+    assert (ended.code, ended.out.count("cancelling")) == (0, 2), ended.out + ended.err
+    assert all(batch.cancelled for batch in several.batches)
+
+
+def test_what_several_models_are_asked_is_exported_together(several: BatchServer, tmp_path: Path) -> None:
+    folder, results = tmp_path / "run", tmp_path / "OUT.jsonl"
+    more: tuple[str, ...] = ()
+    for expected in ({"ada": 8, "bob": 8}, {"judge": 8}):
+        stopped = anchored(*off_policy(several, folder, "--batch-export", *more))
+        assert stopped.code == 3, stopped.err
+        exports = sorted((folder / "batches").glob("export-*.jsonl"))
+        lines = [json.loads(line) for path in exports for line in path.read_text().splitlines()]
+        assert Counter(line["body"]["model"] for line in lines) == expected
+        with open(results, "a") as out:
+            for line in lines:
+                response = {"status_code": 200, "body": says(line["body"])}
+                out.write(json.dumps({"custom_id": line["custom_id"], "response": response}) + "\n")
+        more = ("--batch-import", str(results))
+    done = anchored(*off_policy(several, folder, *more))
+    assert done.code == 0, done.err
+    assert "24 replies" in done.out.replace("\n", " ")
+    assert not several.calls
+
+
+def test_teachers_that_have_no_batches_are_named(tmp_path: Path) -> None:
+    done = anchored("create", POCKET, "--out", tmp_path / "run", "--batch")
+    assert done.code == 2
+    assert "teacher (serve: pocket) answers from this machine; leave --batch" in done.err.replace("\n", " ")
 
 
 def test_options_that_exclude_one_another_are_named(server: BatchServer, tmp_path: Path) -> None:

@@ -290,6 +290,24 @@ def test_an_unknown_batch_names_the_way_out(server: BatchServer, tmp_path: Path)
     assert set(server.submitted.values()) == {1}
 
 
+def test_requests_that_are_gone_name_the_way_out(server: BatchServer, tmp_path: Path) -> None:
+    server.hiccups["look"] = [fails(401)]
+    with pytest.raises(ModelError):
+        ask(server, tmp_path)
+    (tmp_path / "batch-0001.jsonl").unlink()
+    with pytest.raises(DataError, match=r"batch-0001\.jsonl: the requests .* are gone; .* delete batch-0001\.json "):
+        ask(server, tmp_path)
+    (tmp_path / "batch-0001.json").unlink()
+    assert texts(ask(server, tmp_path)) == UPPER
+
+
+def test_a_key_that_is_echoed_is_not_kept(server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anchored.llm.batch_api.CHUNK_BYTES", 7)
+    server.answer = lambda body: completion(f"the key is {SECRET}")
+    assert texts(ask(server, tmp_path, ["ape"])) == ["the key is [key]"]
+    assert SECRET not in (tmp_path / "batch-0001.output.jsonl").read_text()
+
+
 def test_a_live_process_waits_for_a_batch_and_asks_only_the_rest(server: BatchServer, tmp_path: Path) -> None:
     server.hiccups["look"] = [fails(401)]
     server.fates = [Fate("expired", answered=4)]
@@ -318,9 +336,7 @@ def test_cancelled_batches_are_collected(server: BatchServer, tmp_path: Path) ->
     heard = Heard()
 
     async def cancel() -> None:
-        connection = Connection(settings_of(server))
-        await cancel_batches(BatchFolder(tmp_path), BatchApi(connection), heard)
-        await connection.close()
+        await cancel_batches(BatchFolder(tmp_path), {"m": settings_of(server)}, heard)
 
     asyncio.run(cancel())
     assert "cancelling" in heard.notes[0]

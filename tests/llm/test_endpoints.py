@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
@@ -112,7 +114,7 @@ def test_when_none_is_left_all_reasons_are_given(servers: list[FaultServer]) -> 
     with pytest.raises(Stopped, match=r"none of 3 .*bad key.*Insufficient Balance.*no such model") as raised:
         use(servers, lambda chat: ask_all(chat, requests(100)))
     assert "\n" not in str(raised.value)
-    servers[1].always = servers[0].always
+    servers[1].always = servers[2].always = servers[0].always
     with pytest.raises(ModelError, match=r"none of 3 .*bad key"):
         use(servers, lambda chat: chat.check())
 
@@ -181,3 +183,30 @@ def test_each_address_gets_its_own_key(servers: list[FaultServer], monkeypatch: 
     asyncio.run(main())
     assert {seen.headers["Authorization"] for seen in servers[0].seen} == {"Bearer first-key", "Bearer second-key"}
     assert all("Authorization" not in seen.headers for seen in servers[1].seen)
+
+
+FEW_FILES = """
+import asyncio, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 4096))
+from anchored.llm.ask import ask_all
+from anchored.llm.chat import Request
+from anchored.llm.endpoints import open_endpoints
+from anchored.llm.settings import EndpointSettings
+from anchored.records import Message
+
+async def main():
+    chat = open_endpoints(EndpointSettings(model="m", base_url=sys.argv[1], concurrency=200))
+    requests = [Request((Message("user", str(n)),)) for n in range(400)]
+    print(sum(reply.text == "fine" for reply in await ask_all(chat, requests)))
+    await chat.close()
+
+asyncio.run(main())
+"""
+
+
+def test_as_many_connections_as_set_may_be_open(servers: list[FaultServer]) -> None:
+    servers[0].always = says("fine", after=0.2)
+    command = [sys.executable, "-c", FEW_FILES, servers[0].base_url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "400", done.stderr
+    assert servers[0].most_in_flight > 100

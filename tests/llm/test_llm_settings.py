@@ -90,6 +90,52 @@ def test_settings_make_the_request() -> None:
     assert SampleSettings(temperature=0.2).request(messages, index=3, seed=5) == Request(messages, 0.2, 1.0, 1024, 3, 5)
 
 
+def test_options_of_a_server_are_written_in_any_way() -> None:
+    sample = SampleSettings(serve="vllm", serve_options={"--tensor-parallel-size": 8, "max_model_len": 4096})
+    assert sample.serve_options == {"tensor-parallel-size": 8, "max-model-len": 4096}
+    assert sample.shaping_options() == {}
+    assert SampleSettings(serve="vllm", serve_options={"dtype": "half", "tp": 2}).shaping_options() == {"dtype": "half"}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"serve": "vllm", "serve_options": {"host": "0.0.0.0"}}, "host is set for you"),
+        ({"serve": "vllm", "serve_options": {"api_key": "x"}}, "api-key is set for you"),
+        ({"serve": "pocket"}, "serve"),
+        ({"serve_options": {"tp": 8}}, "set serve too"),
+        ({"serve_env": {"CUDA_VISIBLE_DEVICES": 0}}, "set serve too"),
+        ({"extra_body": {"top_k": 5}}, "set serve or base_url too"),
+        ({"serve": "vllm", "base_url": "http://127.0.0.1:1/v1", "model": "m"}, "leave one out"),
+        ({"base_url": "http://127.0.0.1:1/v1"}, "model is missing"),
+        ({"model": "m"}, "set base_url too"),
+        ({"base_url": "127.0.0.1:1", "model": "m"}, "is no address"),
+        ({"base_url": "http://127.0.0.1:1/v1", "model": "m", "key_env": "sk-123"}, "names an environment variable"),
+    ],
+)
+def test_a_policy_answers_in_one_place(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        SampleSettings(**given)
+
+
+def test_a_policy_elsewhere_is_asked_as_its_settings_say() -> None:
+    assert SampleSettings().elsewhere() is None
+    sample = SampleSettings(
+        temperature=0.3, base_url="https://llm.example/v1", model="mine", key_env="MINE", extra_body={"top_k": 5}
+    )
+    endpoint = sample.elsewhere()
+    assert endpoint is not None
+    assert (endpoint.model, endpoint.base_url, endpoint.key_env) == ("mine", "https://llm.example/v1", "MINE")
+    assert (endpoint.temperature, endpoint.concurrency, endpoint.extra_body) == (0.3, 256, {"top_k": 5})
+
+
+def test_a_policy_is_served_without_thoughts_and_without_a_key() -> None:
+    endpoint = SampleSettings(temperature=0.3, serve="sglang", serve_options={"dtype": "half"}).endpoint("m")
+    assert endpoint.extra_body == {"chat_template_kwargs": {"enable_thinking": False}}
+    assert (endpoint.key_env, endpoint.temperature) == (None, 0.3)
+    assert endpoint.shaping_options() == {"dtype": "half"}
+
+
 def test_more_endpoints_have_the_same_rules_about_keys() -> None:
     here, elsewhere = {"base_url": "http://127.0.0.1:8001/v1/"}, {"base_url": "https://llm.example/v1"}
     settings = EndpointSettings(model="m", more_endpoints=[here, {**elsewhere, "key_env": "MINE"}])  # pyright: ignore[reportArgumentType]
@@ -115,3 +161,8 @@ def test_more_endpoints_have_the_same_rules_about_keys() -> None:
 def test_rates_and_prices_are_numbers_that_can_be(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):
         EndpointSettings(model="m", **bad)
+
+
+def test_a_server_that_is_started_is_the_only_one() -> None:
+    with pytest.raises(ValidationError, match="leave out more_endpoints"):
+        EndpointSettings(model="m", serve="vllm", more_endpoints=[{"base_url": "http://127.0.0.1:1/v1"}])  # pyright: ignore[reportArgumentType]

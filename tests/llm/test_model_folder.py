@@ -15,7 +15,14 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_tokenizer, save_folder
 
 from anchored.errors import ModelError
-from anchored.llm.model_folder import end_of_turn_ids, fingerprint, load_model, load_tokenizer, model_folder
+from anchored.llm.model_folder import (
+    end_of_turn_ids,
+    end_of_turn_ids_in,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    model_folder,
+)
 
 
 @pytest.fixture
@@ -152,6 +159,15 @@ def test_what_ends_an_answer_comes_from_config_tokenizer_and_template(folder: Pa
     tokenizer.chat_template = "{{ raise_exception('never') }}"
     with pytest.raises(ModelError, match="never"):
         end_of_turn_ids(model, tokenizer)
+
+
+def test_what_ends_an_answer_is_read_without_the_model_too(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert end_of_turn_ids_in(copy) == (2,)
+    (copy / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
+    assert end_of_turn_ids_in(copy) == (2, 5, 7) == end_of_turn_ids(load_model(copy), load_tokenizer(copy))
+    (copy / "generation_config.json").unlink()
+    assert end_of_turn_ids_in(copy) == end_of_turn_ids(load_model(copy), load_tokenizer(copy))
 
 
 def test_the_fingerprint_is_of_the_content_alone(folder: Path, tmp_path: Path) -> None:

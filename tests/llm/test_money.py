@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import virtual_time
+from commands import POCKET, anchored_killed
 from fault_server import FaultServer, completion, cuts, fails, hangs, says, sends
 
 from anchored.errors import BudgetReached, ReplyError
@@ -351,9 +356,6 @@ asyncio.run(main())
 
 
 def test_a_killed_process_leaves_what_its_stored_replies_cost(server: FaultServer, tmp_path: Path) -> None:
-    import signal
-    import subprocess
-    import sys
 
     path = tmp_path / "replies.sqlite"
     server.always = says("fine", after=0.01)
@@ -392,3 +394,32 @@ def test_money_that_could_not_be_kept_is_kept_later(tmp_path: Path) -> None:
 
     purse = Purse()
     asyncio.run(main())
+
+
+def test_ctrl_c_counts_what_was_in_flight(server: FaultServer, tmp_path: Path) -> None:
+    server.script = [says("no revision")] * 3
+    server.always = hangs()
+    recipe = (
+        *("create.prompts.take=8", "create.prompts.held_out=1", "create.sample.batch_size=16"),
+        *("create.reviser.serve=null", f"create.reviser.base_url={server.base_url}", "create.reviser.key_env=null"),
+        *("create.reviser.price={input: 0, output: 10}", "create.reviser.max_tokens=1000"),
+    )
+    code = anchored_killed(
+        *("create", POCKET, *recipe, "--out", tmp_path / "run"),
+        when=lambda: server.in_flight == 6,
+        by=signal.SIGINT,
+    )
+    assert code == 3
+    with ReplyStore(tmp_path / "run" / "replies.sqlite") as store:
+        spent = {one.basis: one.usd for one in store.spent()}
+    assert spent == {"usage": pytest.approx(3 * 30 / 1e6), "unsure": pytest.approx(6 * 0.01)}
+
+
+def test_that_replies_come_without_usage_is_said_once(server: FaultServer, caplog: pytest.LogCaptureFixture) -> None:
+    payload = completion("fine")
+    del payload["usage"]
+    server.always = sends(json.dumps(payload))
+    purse = Purse()
+    use(server, purse, lambda chat: ask_all(chat, [a_request(str(number)) for number in range(5)]))
+    assert list(purse.spent().by_basis) == ["estimate"]
+    assert [record.levelname for record in caplog.records if "sends no usage" in record.message] == ["WARNING"]

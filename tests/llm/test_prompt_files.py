@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from anchored.errors import RecipeError
-from anchored.llm.prompt_files import as_text, fill, load
-from anchored.records import Message, Prompt, user_prompt
+from anchored.llm.prompt_files import fill, load
 
 
 @pytest.mark.parametrize(
@@ -43,21 +42,6 @@ def test_a_slot_without_a_value_is_named() -> None:
 def test_a_value_without_a_slot_is_named() -> None:
     with pytest.raises(RecipeError, match="lacks the slot <<answer>>"):
         fill("<<prompt>>", {"prompt": "", "answer": ""})
-
-
-def test_a_single_user_turn_is_its_bare_text() -> None:
-    assert as_text(user_prompt("User: hi\n")) == "User: hi\n"
-
-
-def test_several_turns_are_blocks_with_their_roles() -> None:
-    turns = (
-        Message("system", "Be brief."),
-        Message("user", "Hi"),
-        Message("assistant", "Yes?"),
-        Message("user", "Bye"),
-    )
-    assert as_text(Prompt(turns, "1")) == "System: Be brief.\n\nUser: Hi\n\nAssistant: Yes?\n\nUser: Bye"
-    assert as_text(Prompt(turns[:2], "2")) == "System: Be brief.\n\nUser: Hi"
 
 
 def test_a_users_file_keeps_its_bytes(tmp_path: Path) -> None:

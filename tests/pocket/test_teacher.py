@@ -15,10 +15,10 @@ import pytest
 from pocket_prompts import judge_prompt, reviser_prompt
 from rapidfuzz.distance import Levenshtein
 
-from anchored.create.clair import Revision, parse
-from anchored.create.leak import find_leak
 from anchored.create.replies import Problem
+from anchored.create.revision import Revision, parse
 from anchored.errors import ModelError
+from anchored.leak import find_leak
 from anchored.pocket.mistakes import student_answer
 from anchored.pocket.tasks import Task, grade, is_right, make_tasks, task_of
 from anchored.pocket.teacher import MODEL, Faults, Teacher

@@ -13,7 +13,7 @@ import pytest
 from tiny_models import save_folder
 
 from anchored.create.settings import CreateSettings
-from anchored.create.stage import CreateChats, CreateSummary, create
+from anchored.create.stage import CreateSummary, create
 from anchored.datasets_io import PromptRows, read_pairs, read_rows
 from anchored.llm.chat import Reply, Request, Usage
 from anchored.llm.prompt_files import fill, load
@@ -78,7 +78,7 @@ def create_from_recorded(folder: Path, **settings: object) -> CreateSummary:
     async def run() -> CreateSummary:
         with ReplyStore(folder / "replies.sqlite") as store:
             store.put(recorded(chosen))
-            chats = CreateChats(store.remember(Nobody("policy")), store.remember(Nobody("reviser")))
+            chats = {"policy": store.remember(Nobody("policy")), "teacher": store.remember(Nobody("reviser"))}
             return await create(Run(folder), chosen, prompts, chats, Silent())
 
     return asyncio.run(run())

@@ -97,6 +97,20 @@ def test_how_a_run_is_done_may_change(tmp_path: Path) -> None:
     assert run.read_recipe()["train"]["tokens_per_batch"] == 100  # type: ignore[index]
 
 
+def test_how_each_of_several_endpoints_is_asked_may_change(tmp_path: Path) -> None:
+    def recipe(concurrency: int, temperature: float) -> recipes.Recipe:
+        one = {"model": "one", "base_url": "http://127.0.0.1:1/v1", "concurrency": concurrency}
+        other = {"model": "other", "base_url": "http://127.0.0.1:1/v1", "temperature": temperature}
+        create = {"method": "judge-off-policy", "candidates": [one, other]}
+        return recipes.parse({**LEAST, "create": create}, "recipe.yaml")
+
+    run = Run(tmp_path / "run")
+    recipes.begin(run, recipe(8, 0.7))
+    recipes.begin(run, recipe(9, 0.7))
+    with pytest.raises(RecipeError, match=r"create\.candidates\.1\.temperature is 0\.2, .* begun with 0\.7"):
+        recipes.begin(run, recipe(9, 0.2))
+
+
 def test_one_setting_of_a_section_leaves_the_others_at_their_defaults(tmp_path: Path) -> None:
     path = write(tmp_path / "least.yaml", LEAST)
     sample = recipes.load(path, ["evaluate.sample.max_tokens=64"]).evaluate.sample
@@ -133,3 +147,37 @@ def test_the_schema_knows_every_section() -> None:
         "evaluate",
         "limit",
     }
+
+
+def test_how_a_model_is_served_may_change_and_what_it_answers_may_not(tmp_path: Path) -> None:
+    path, run = write(tmp_path / "least.yaml", LEAST), Run(tmp_path / "run")
+    recipes.begin(run, recipes.load(path, ["create.sample.serve=vllm"]))
+    recipes.begin(
+        run,
+        recipes.load(
+            path,
+            [
+                "create.sample.serve=vllm",
+                "create.sample.serve_options={tensor_parallel_size: 2}",
+                "create.sample.serve_env={CUDA_VISIBLE_DEVICES: '0,1'}",
+            ],
+        ),
+    )
+    with pytest.raises(RecipeError, match=r"create\.sample\.serve is None"):
+        recipes.begin(run, recipes.load(path))
+    with pytest.raises(RecipeError, match=r"create\.sample\.serve_options\.dtype is 'half'"):
+        recipes.begin(run, recipes.load(path, ["create.sample.serve=vllm", "create.sample.serve_options.dtype=half"]))
+
+
+def recipes_of_the_docs() -> list[tuple[str, str]]:
+    """Every recipe that a page of the docs shows, and where it stands."""
+    pages = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
+    blocks = [(page.name, re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)) for page in pages]
+    return [(page, text) for page, texts in blocks for text in texts if text.startswith("policy:")]
+
+
+@pytest.mark.parametrize(("page", "text"), recipes_of_the_docs())
+def test_every_recipe_of_the_docs_is_valid(tmp_path: Path, page: str, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    recipes.load(path)

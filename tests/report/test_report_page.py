@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,15 +15,6 @@ from report_runs import hostile_pairs, pair, refused_pairs, whole_run, write_row
 from anchored.report.stage import report
 
 CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {0x7F: "␡"}
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
-
 # Playwright's own waiting needs eval, which the page forbids
 UNTIL_NARROW = """() => new Promise((done, fail) => {
     const began = performance.now(), curve = document.querySelector('#train-loss .main-svg');
@@ -43,19 +33,6 @@ class Opened:
     path: Path
     said: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip(f"needs a browser: none of {', '.join(names)} is on the PATH (Debian: apt-get install chromium)")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -213,13 +190,35 @@ def test_every_figure_is_drawn_with_its_axes_named(opened: Opened) -> None:
         """[...document.querySelectorAll('.chart')].map((chart) =>
             [...chart.querySelectorAll('.xtitle, .ytitle')].map((title) => title.textContent))"""
     )
-    assert len(axes) == 10
+    assert len(axes) == 11
     assert all(len(titles) == 2 and all(titles) for titles in axes)
     panels = opened.page.evaluate(
         """['held-out-logp', 'held-out-reward'].map((id) =>
             [...document.getElementById(id).querySelectorAll('.legendtext')].map((entry) => entry.textContent))"""
     )
     assert panels == [["chosen", "rejected"], ["chosen", "rejected"]]
+
+
+def test_the_histograms_of_the_contrast_hold_every_training_pair(opened: Opened) -> None:
+    drawn = opened.page.evaluate(
+        """['jaccard', 'distance', 'length-ratio'].map((id) => {
+            const chart = document.getElementById(id);
+            const bars = chart.querySelectorAll('.bars .point').length;
+            return [bars, chart.data[0].y.reduce((one, other) => one + other), chart.data[0].x.every(isFinite)];
+        })"""
+    )
+    assert all(bars > 0 for bars, _, _ in drawn)
+    assert [pairs for _, pairs, _ in drawn] == [len(hostile_pairs()) + 1] * 3
+    table = opened.page.inner_text("#data")
+    for column in (
+        "Jaccard ↑ (whitespace)",
+        "normalised ↓",
+        "length ratio",
+        "shared prefix ↑",
+        "of shorter ↑",
+        "leaks ↓",
+    ):
+        assert column in table
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])

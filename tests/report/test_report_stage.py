@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,10 @@ from report_runs import (
     write_trained,
 )
 
+from anchored.contrast import contrast
 from anchored.records import Outcome
-from anchored.report.contents import Row
-from anchored.report.pair_rows import MOST_ROWS, choices, for_page, sample
+from anchored.report.contents import Contents, Row
+from anchored.report.pair_rows import MOST_ROWS, choices, for_page, sample, tally
 from anchored.report.stage import report
 from anchored.report.tables import run_tables
 from anchored.runs import Run
@@ -49,7 +51,7 @@ def test_the_page_holds_the_texts_but_no_tag_of_theirs(tmp_path: Path) -> None:
         parts = rows[f"h{number}"]["parts"]
         assert "".join(words for kind, words in parts if kind != 2) == f"Well: {text} That is all."
         assert "".join(words for kind, words in parts if kind != 1) == f"Indeed: {text} That is truly all."
-    assert page.count("<script") == page.count("</script") == 3
+    assert page.count("<script") == page.count("</script") == 4
     for tag in ("<img", "<svg", "<iframe", "<b>", "<u>", "window.planted = 1</script>"):
         assert tag not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
 
@@ -78,6 +80,25 @@ def test_pairs_alone_say_how_to_go_on(tmp_path: Path) -> None:
     assert f"anchored train RECIPE --out {run.folder}" in text
     assert f"anchored evaluate RECIPE --out {run.folder}" in text
     assert "anchored create" not in text
+
+
+@pytest.mark.parametrize(
+    ("create", "says"),
+    [
+        ({"method": "judge-off-policy", "candidates": [{"model": "a"}], "answers": {"b": "f"}}, "judged by big-judge"),
+        ({"method": "judge-off-policy", "judged": "data"}, "10 judge-off-policy pairs, not trained on yet"),
+        ({"method": "clair", "team": [{"model": "ann"}, {"model": "bob"}, {"model": "ann"}]}, "revised by ann, bob"),
+        ({"method": "stronger-preferred", "stronger": {"model": "best"}}, "won by answers of best"),
+    ],
+)
+def test_who_taught_is_named(tmp_path: Path, create: dict, says: str) -> None:
+    run = Run(tmp_path / "run")
+    write_created(run)
+    write_recipe(run, create={"judge": {"model": "big-judge"}, **create})
+    run.complete("create", {"seconds": 12.0, "noticed": {"holds_verdict": 3}})
+    text = sentences(page_of(run))
+    assert says in text
+    assert "holds_verdict 3" in text
 
 
 def test_a_training_cut_short_shows_its_curves_and_how_it_goes_on(tmp_path: Path) -> None:
@@ -154,7 +175,7 @@ def test_huge_texts_make_a_shorter_page_not_a_larger_one() -> None:
 
 def test_the_choices_count_the_rows_that_are_there() -> None:
     rows = [*(Row(one, "training") for one in hostile_pairs()), *(Row(one, "refused") for one in refused_pairs())]
-    assert {choice.name: choice.rows for choice in choices(rows)} == {
+    assert {choice.name: choice.rows for choice in choices(tally(rows))} == {
         "all": 14, "training": 10, "refused": 4, "length_ratio": 1, "leak": 1, "no_header": 1, "malformed": 1,
     }  # fmt: skip
 
@@ -174,6 +195,21 @@ def test_the_terminal_gets_the_tables_of_the_stages_it_ran(tmp_path: Path) -> No
     assert titles == ["Yield", "Contrast", "Scores: pocket · 1 · grade", "Improvement on the starting model"]
     assert [table.title for table in run_tables(run, ("create",))] == ["Yield", "Contrast"]
     assert run_tables(Run(tmp_path / "none"), ("create", "evaluate")) == []
+
+
+def test_the_contrast_is_what_the_stage_said_and_else_measured_anew(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    write_created(run)
+    measured = Contents(run).contrasts
+    assert measured["training"] == contrast(hostile_pairs())
+    assert set(measured) == {"training", "held-out"}
+    run.complete("create", {"contrast": {**asdict(measured["training"]), "leak_rate": 0.25}})
+    again = Contents(run).contrasts
+    assert again["training"].leak_rate == 0.25
+    assert again["held-out"] == measured["held-out"]
+    # of an older version, which measured less
+    run.complete("create", {"contrast": {"tokenizer": "word", "jaccard": 1.0}})
+    assert Contents(run).contrasts["training"] == replace(measured["training"], tokenizer="word")
 
 
 def test_the_headline_is_start_best_and_last(tmp_path: Path) -> None:

@@ -74,8 +74,12 @@ def test_every_outcome_is_explained() -> None:
 
 
 def test_the_contrast_table_names_the_tokenizer() -> None:
-    table = contrast_table({"mine.jsonl": MeanContrast(1200, "word", 43.114, 1108.04, 1.0)})
-    assert table.rows == (("mine.jsonl", "1,200", "43.11", "1,108.0", "1.00"),)
+    mean = MeanContrast(1200, "word", 43.114, 1108.04, 0.3712, 1.0, 24.31, 0.0151, 0.0021)
+    table = contrast_table({"mine.jsonl": mean})
+    expected = ("mine.jsonl", "1,200", "43.11", "1,108.0", "0.371", "1.00", "24.3", "1.5 %", "0.2 %")
+    assert table.rows == (expected,)
+    assert len(table.columns) == len(expected)
+    assert all(table.is_numeric(column) for column in range(1, len(expected)))
     assert any("word" in column for column in table.columns)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -126,8 +128,31 @@ def test_a_new_run_in_the_same_folder_is_a_new_one_for_the_tracker(model: Path, 
     assert len(client.search_runs([experiment.experiment_id])) == 2
 
 
-@pytest.mark.skipif("trackio" in sys.modules, reason="trackio is installed")
-def test_a_tracker_that_is_not_installed_is_named_before_anything_is_done(model: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trackio")
+    # read once, as the package is imported
+    os.environ["TRACKIO_DIR"] = str(folder)
+    return folder
+
+
+def test_trackio_gets_each_step_once_also_after_an_interruption(
+    model: Path, tmp_path: Path, trackio_folder: Path
+) -> None:
+    interrupted_and_resumed(tmp_path, model, "trackio")
+    with sqlite3.connect(trackio_folder / "anchored.db") as store:
+        rows = store.execute("select run_name, run_id, step, metrics from metrics order by id").fetchall()
+    logged = [(step, json.loads(metrics)) for _, _, step, metrics in rows]
+    found = [(step, metrics["train/loss"]) for step, metrics in logged if "train/loss" in metrics]
+    assert found == expected(tmp_path, "metrics.jsonl", "loss")
+    assert len({(name, run) for name, run, _, _ in rows}) == 1, "the same run goes on"
+    assert rows[0][0].startswith(tmp_path.name)
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_done(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(TrainError, match=r"names trackio, which is not installed; pip install 'anchored\[trackio\]'"):
         trained(tmp_path, model, settings("trackio"), PAIRS)
     assert list(tmp_path.iterdir()) == []

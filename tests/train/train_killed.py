@@ -14,25 +14,15 @@ import signal
 import sys
 from pathlib import Path
 
+from kill_at import KillAt
 from training_pairs import make_pairs, make_settings, trained
 
 SETTINGS = make_settings(epochs=3, pairs_per_step=4, save_every_steps=2, tokens_per_batch=150)
 PAIRS, HELD_OUT = make_pairs(18), make_pairs(5, seed=1)
 
 
-class KillAt:
-    """Counts an event and ends this process, as no program can prevent."""
-
-    def __init__(self, kill: str) -> None:
-        self.event, self.name, count = kill.split(":")
-        self.left = int(count)
-        sys.addaudithook(lambda event, arguments: self.see(event, *map(str, arguments)))
-
-    def see(self, event: str, *arguments: str) -> None:
-        if event == self.event and any(Path(argument).name == self.name for argument in arguments):
-            self.left -= 1
-            if self.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+class KillTraining(KillAt):
+    """A kill whose event may also be that a task advances."""
 
     def start(self, task: str, total: int | None, done: int = 0) -> None: ...
 
@@ -48,7 +38,7 @@ def main(folder: Path, model: Path, kills: list[str]) -> None:
     for kill in kills:
         child = os.fork()
         if not child:
-            trained(folder, model, SETTINGS, PAIRS, HELD_OUT, KillAt(kill))
+            trained(folder, model, SETTINGS, PAIRS, HELD_OUT, KillTraining(kill))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, f"{kill} never happened"

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from anchored.create.clair import Revision, parse
 from anchored.create.replies import Problem
+from anchored.create.revision import Revision, parse
 from anchored.records import Outcome
 
 REASONING = "{teacher_reasoning}: Too short.\n\n"

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from anchored.create.leak import find_leak
+from anchored.leak import _PHRASES, _matches, _plain, find_leak
 
 WHY = "Why is the sky blue?"
 
@@ -255,3 +255,10 @@ def test_a_long_text_takes_no_noticeable_time() -> None:
     started = time.process_time()
     find_leak(hard, WHY, hard[:1000])
     assert time.process_time() - started < 10
+
+
+def test_what_a_phrase_needs_stands_in_every_text_that_it_matches() -> None:
+    for text in (*LEAKS, *ORDINARY, *(f"**{text}**\n\n{text.upper()}" for text in LEAKS)):
+        plain = _plain(text)
+        every = [(phrase, match[0]) for phrase in _PHRASES for match in phrase.pattern.finditer(plain)]
+        assert [(phrase, match[0]) for phrase, match in _matches(plain)] == every

@@ -1,0 +1,1 @@
+"""A page of this machine to look at pairs and decide about them."""

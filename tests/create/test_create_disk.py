@@ -1,0 +1,158 @@
+"""`anchored create` on a disk that is full, and with a store that was damaged: told in a line, nothing lost, and the
+same command goes on to the undisturbed run's pairs."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from forks import Forks
+from pocket_creation import IN_FLIGHT, KEY, Creation, World, came_whole, faults, files, made, overrides, undisturbed
+
+from anchored.pocket.teacher import Teacher
+
+
+@pytest.fixture(scope="module")
+def whole(forks: Forks, world: World, tmp_path_factory: pytest.TempPathFactory) -> Creation:
+    return undisturbed(forks, tmp_path_factory.mktemp("whole"), world, "clair", faults("leak"))
+
+
+@pytest.fixture
+def creation(forks: Forks, world: World, tmp_path: Path) -> Iterator[Creation]:
+    with Teacher(faults("leak", "server_error"), api_key=KEY) as teacher:
+        yield Creation(forks, tmp_path, overrides(world, "clair", teacher.base_url), [teacher])
+
+
+@pytest.fixture
+def small_disk(creation: Creation) -> Iterator[Callable[[int], None]]:
+    """Makes the disk of the run folder so many kilobytes large, and larger, keeping what is on it."""
+    place = creation.run.folder
+    place.mkdir()
+
+    def mount(options: str) -> int:
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True).returncode
+
+    if not shutil.which("mount") or mount("size=16k"):
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        yield (
+            lambda kilobytes: subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", place], check=True) and None
+        )
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_full_again_and_again_is_named_and_costs_nothing_twice(
+    whole: Creation, creation: Creation, small_disk: Callable[[int], None]
+) -> None:
+    for kilobytes in (16, 96, 160, 256):
+        small_disk(kilobytes)
+        stored, answered = len(creation.stored), len(came_whole(creation.requests))
+        assert_told(creation.ended(2), "replies.sqlite: the disk takes no more")
+        lost = len(came_whole(creation.requests)) - answered - (len(creation.stored) - stored)
+        assert lost <= 2 * IN_FLIGHT, "what waited for its turn when the disk was full was not sent"
+    small_disk(4096)
+    creation.killed("open:.create.json.partial:1")
+    # every reply is there, and no room for the files of pairs
+    small_disk(_used(creation.run.folder) // 1024 + 8)
+    assert_told(creation.ended(2), "parquet: cannot be written")
+    small_disk(4096)
+    creation.ended()
+    assert made(creation.run) == made(whole.run)
+    assert files(creation.run) == files(whole.run)
+
+
+def assert_told(printed: str, error: str) -> None:
+    """In the last line, which names the way out."""
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert error in last
+    assert "make room" in last or "free space" in last
+    assert "Traceback" not in printed
+
+
+def _used(folder: Path) -> int:
+    """Bytes of its disk."""
+    disk = os.statvfs(folder)
+    return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+
+
+def _cut(content: bytearray, tail: int) -> None:
+    del content[-tail:]
+
+
+def _zero(content: bytearray, tail: int) -> None:
+    content[-tail:] = bytes(tail)
+
+
+def _scramble(content: bytearray, tail: int) -> None:
+    content[-tail:] = random.Random(tail).randbytes(tail)
+
+
+Damage = Callable[[bytearray, int], None]
+
+
+def damage(path: Path, how: Damage, tail: int) -> None:
+    content = bytearray(path.read_bytes())
+    assert len(content) > tail
+    how(content, tail)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", [_cut, _zero, _scramble])
+def test_a_log_that_is_damaged_at_its_tail_costs_what_it_held_there_alone(
+    whole: Creation, creation: Creation, how: Damage
+) -> None:
+    """SQLite's log of what a killed process wrote last: what stands before the damage is there."""
+    creation.killed(30)
+    before = set(creation.stored)
+    damage(creation.run.folder / "replies.sqlite-wal", how, 9000)
+    creation.forget()
+    assert len(before) // 2 < len(creation.stored) < len(before)
+    creation.ended()
+    assert made(creation.run) == made(whole.run)
+
+
+DAMAGED = [(_cut, 50_000), (_zero, 300), (_zero, 40_000), (_scramble, 2000)]
+
+
+@pytest.mark.parametrize("way_out", ["move it aside", ".recover"])
+@pytest.mark.parametrize(("how", "tail"), DAMAGED)
+def test_a_store_that_is_damaged_at_its_tail_is_told_and_its_way_out_leads_to_the_same_pairs(
+    whole: Creation, creation: Creation, tmp_path: Path, how: Damage, tail: int, way_out: str
+) -> None:
+    store = creation.run.replies
+    creation.killed("os.rename:create.json:1")
+    sqlite3.connect(store).close()  # what is in its log moves to the file
+    damage(store, how, tail)
+    creation.stored.clear()
+    if tail < 1000:  # of a page that holds nothing yet
+        creation.ended()
+    else:
+        error = creation.ended(2).strip().splitlines()[-1]
+        assert f"{store}: the store of replies is damaged" in error
+        assert error.isprintable()
+        if way_out == "move it aside":
+            assert way_out in error
+            store.rename(store.with_name("aside.sqlite"))
+        else:
+            saved = _recovered(error, tmp_path)
+            saved.replace(store)
+            creation.forget()
+            assert len(creation.stored) >= 10
+        creation.ended()
+    assert made(creation.run) == made(whole.run)
+
+
+def _recovered(error: str, folder: Path) -> Path:
+    """What the command in an error makes."""
+    if not shutil.which("sqlite3"):
+        pytest.skip("needs SQLite's shell")
+    subprocess.run(["bash", "-c", error.split("`")[1]], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+    return folder / "saved.sqlite"
