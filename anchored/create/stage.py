@@ -137,6 +137,7 @@ class _Maker:
         What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
         """
         target, every = training.target, len(prompts.prompts)
+        apart: list[tuple[RowFile, Prompts]] = [(held_out, prompts.held_out)]
         self.progress.start(_TASK, (target or every) + len(prompts.held_out))
         try:
             tried = 0
@@ -145,32 +146,40 @@ class _Maker:
                 pilot = self.desk.settings.pilot if self.desk.purse and not tried else 0
                 if 1 < pilot < more:
                     more = pilot
-                await self._rows(prompts.prompts[tried : tried + more], training, Outcome.OK if target else None)
+                due = [(training, prompts.prompts[tried : tried + more])]
                 tried += more
+                if more != pilot:  # beside others, so that nobody waits for the last of these
+                    due += apart
+                    apart = []
+                await self._rows(due)
                 if more == pilot:
                     self._tell_what_all_cost(prompts, training)
-            await self._rows(prompts.held_out, held_out)
+            await self._rows(apart)
         finally:
             self.progress.finish(_TASK)
 
-    async def _rows(self, prompts: Prompts, file: RowFile, counted: Outcome | None = None) -> None:
-        """Rows to a file; only those with the outcome `counted` are steps, if it is given."""
+    async def _rows(self, due: Sequence[tuple[RowFile, Prompts]]) -> None:
+        """A row of each prompt, in order, each to the file beside its prompts."""
         make, filters = METHODS[self.desk.settings.method], self.desk.filters
 
-        async def row(_: int, prompt: Prompt) -> Pair:
+        async def row(_: int, item: tuple[RowFile, Prompt]) -> tuple[RowFile, Pair]:
+            file, prompt = item
             with self.desk.bill() as bill:
                 pair = apply(filtered(await make(prompt, self.desk), filters), self.decisions)
-            self._count(pair.outcome, bill.usd, counted)
-            return pair
+            self._count(pair.outcome, bill.usd, file)
+            return file, pair
 
-        await work_in_order(prompts, row, file.put)
+        items = ((file, prompt) for file, prompts in due for prompt in prompts)
+        await work_in_order(items, row, lambda made: made[0].put(made[1]))
 
-    def _count(self, outcome: Outcome, usd: float, counted: Outcome | None) -> None:
+    def _count(self, outcome: Outcome, usd: float, file: RowFile) -> None:
         if len(self.bills) < self.desk.settings.pilot:
             self.bills.append(usd)
         self.outcomes[outcome] += 1
         money = {"usd": self.desk.purse.spent_usd} if self.desk.purse else {}
-        self.progress.advance(_TASK, int(counted in (None, outcome)), **self.outcomes, **money)
+        # where so many pairs are wanted, only pairs are steps
+        steps = int(file.target is None or outcome is Outcome.OK)
+        self.progress.advance(_TASK, steps, **self.outcomes, **money)
 
     def _tell_what_all_cost(self, prompts: PromptRows, training: RowFile) -> None:
         """The pilot's estimate, before the rest is asked."""
