@@ -186,7 +186,7 @@ def kept(run: Run) -> Counter[str]:
             if not store.execute("select count(*) from sqlite_master where name = 'replies'").fetchone()[0]:
                 return Counter()
             rows = store.execute("select json_extract(raw, '$.id') from replies").fetchall()
-    return Counter(id.removeprefix("chatcmpl-") for (id,) in rows)
+    return Counter(id.removeprefix("chatcmpl-") for (id,) in rows if id)  # a policy in the process gives none
 
 
 def name_of(seen: Seen) -> str:
