@@ -144,15 +144,16 @@ class _Maker:
             while tried < every and (target is None or training.pairs < target):
                 more = min(every - tried, _round(target, training.pairs, tried) if target else every)
                 pilot = self.desk.settings.pilot if self.desk.purse and not tried else 0
-                if 1 < pilot < more:
+                is_pilot = 1 < pilot < more
+                if is_pilot:
                     more = pilot
                 due = [(training, prompts.prompts[tried : tried + more])]
                 tried += more
-                if more != pilot:  # beside others, so that nobody waits for the last of these
+                if not is_pilot:  # beside others, so that nobody waits for the last of these
                     due += apart
                     apart = []
                 await self._rows(due)
-                if more == pilot:
+                if is_pilot:
                     self._tell_what_all_cost(prompts, training)
             await self._rows(apart)
         finally:
