@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -65,7 +66,7 @@ class Command:
         """SIGKILL to the whole group as soon as `when` holds; the exit code (-9: it was still there)."""
         while not when() and self._runs():
             time.sleep(0.001)
-        if self._runs():
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         return self.wait()
 
@@ -91,6 +92,7 @@ def _serve() -> None:
         child = os.fork()
         if not child:
             _become(order["arguments"], order["env"], order["log"], order["kill_at"])
+        os.setpgid(child, child)  # before anyone hears of it, who might kill the group
         print(child, flush=True)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
@@ -99,7 +101,7 @@ def _serve() -> None:
 
 def _become(arguments: list[str], env: dict[str, str], log: str, kill_at: str) -> None:
     """Be the command, to its end."""
-    os.setsid()
+    os.setpgid(0, 0)
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND),

@@ -191,8 +191,8 @@ def _outside_jaccard(pair: Pair, band: Jaccard) -> str:
 
 
 def _outside_edit_share(pair: Pair, band: EditShare) -> str:
-    longer = max(len(pair.chosen.text), len(pair.rejected.text), 1)
-    share = contrast.levenshtein(pair.chosen.text, pair.rejected.text) / longer
+    chosen, rejected = pair.chosen.text, pair.rejected.text
+    share = contrast.normalised(contrast.levenshtein(chosen, rejected), chosen, rejected)
     if band.low <= share <= band.high:
         return ""
     return f"{share:.3f} of the longer answer's characters differ, not {band.low:g} to {band.high:g}"

@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from anchored.create.clair import clair
 from anchored.create.desk import CreateChats, Desk, Used
@@ -127,23 +126,6 @@ class _NoPair(Exception):
     """No row of the training prompts was accepted."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """Prompts whose rows go to one file."""
-
-    prompts: Prompts
-    file: RowFile
-    counted: Outcome | None = None
-    """Only rows with this outcome are steps, if it is given."""
-
-
-class _Due(NamedTuple):
-    """A row to make."""
-
-    share: _Share
-    prompt: Prompt
-
-
 @dataclass(slots=True)
 class _Maker:
     """Makes rows, and tells how many are through and what is spent."""
@@ -162,25 +144,25 @@ class _Maker:
         What ends the stage is raised when the rows under way are through, for their replies may have been paid for.
         """
         target, every = training.target, len(prompts.prompts)
+        apart: list[tuple[RowFile, Prompts]] = [(held_out, prompts.held_out)]
         self.progress.start(_TASK, (target or every) + len(prompts.held_out))
-        apart = [_Share(prompts.held_out, held_out)]
         try:
             tried = 0
             while tried < every and (target is None or training.pairs < target):
                 more = min(every - tried, _round(target, training.pairs, tried) if target else every)
                 pilot = 0 if tried else self._pilot()
-                if 1 < pilot < more:
+                is_pilot = 1 < pilot < more
+                if is_pilot:
                     more = pilot
-                share = _Share(prompts.prompts[tried : tried + more], training, Outcome.OK if target else None)
-                if self.by_batch:  # the held-out rows do not wait for a batch of their own
-                    await self._rows(share, *apart)
-                    apart = []
-                else:
-                    await self._rows(share)
+                due = [(training, prompts.prompts[tried : tried + more])]
                 tried += more
-                if more == pilot:
+                if not is_pilot:  # beside others, so that nobody waits for the last of these
+                    due += apart
+                    apart = []
+                await self._rows(due)
+                if is_pilot:
                     self._tell_what_all_cost(prompts, training)
-            await self._rows(*apart)
+            await self._rows(apart)
         finally:
             self.progress.finish(_TASK)
 
@@ -188,26 +170,31 @@ class _Maker:
         """How many rows go first to tell the cost of all; none by batch, where they would take a batch of their own."""
         return self.desk.settings.pilot if self.desk.purse and not self.by_batch else 0
 
-    async def _rows(self, *shares: _Share) -> None:
-        """Rows to their files."""
+    async def _rows(self, due: Sequence[tuple[RowFile, Prompts]]) -> None:
+        """A row of each prompt, in order, each to the file beside its prompts."""
         make, filters = METHODS[self.desk.settings.method], self.desk.filters
 
-        async def row(_: int, due: _Due) -> Callable[[], None]:
+        async def row(_: int, item: tuple[RowFile, Prompt]) -> tuple[RowFile, Pair]:
+            file, prompt = item
             with self.desk.bill() as bill:
-                pair = apply(filtered(await make(due.prompt, self.desk), filters), self.decisions)
-            self._count(pair.outcome, bill.usd, due.share.counted)
-            return partial(due.share.file.put, pair)
+                pair = apply(filtered(await make(prompt, self.desk), filters), self.decisions)
+            self._count(pair.outcome, bill.usd, file)
+            return file, pair
 
-        due = (_Due(share, prompt) for share in shares for prompt in share.prompts)
+        items = ((file, prompt) for file, prompts in due for prompt in prompts)
         under_way = self.by_batch or OUTSTANDING
-        await work_in_order(due, row, lambda put: put(), outstanding=under_way, ahead=max(AHEAD, 2 * under_way))
+        await work_in_order(
+            items, row, lambda made: made[0].put(made[1]), outstanding=under_way, ahead=max(AHEAD, 2 * under_way)
+        )
 
-    def _count(self, outcome: Outcome, usd: float, counted: Outcome | None) -> None:
+    def _count(self, outcome: Outcome, usd: float, file: RowFile) -> None:
         if len(self.bills) < self.desk.settings.pilot:
             self.bills.append(usd)
         self.outcomes[outcome] += 1
         money = {"usd": self.desk.purse.spent_usd} if self.desk.purse else {}
-        self.progress.advance(_TASK, int(counted in (None, outcome)), **self.outcomes, **money)
+        # where so many pairs are wanted, only pairs are steps
+        steps = int(file.target is None or outcome is Outcome.OK)
+        self.progress.advance(_TASK, steps, **self.outcomes, **money)
 
     def _tell_what_all_cost(self, prompts: PromptRows, training: RowFile) -> None:
         """The pilot's estimate, before the rest is asked."""

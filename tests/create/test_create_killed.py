@@ -182,7 +182,11 @@ def test_other_draws_of_ten_kills_and_a_target(forks: Forks, world: World, tmp_p
 def test_the_command_killed_at_any_second_while_the_policy_samples(tmp_path: Path) -> None:
     """An interpreter for each, so that kills fall into its start and the loading of the policy as well."""
     chance = random.Random(0)
-    small = ("create.prompts={take: 48, held_out: 4}", "create.sample.batch_size=4", "create.reviser.serve=null")
+    small = (
+        "create.prompts={data: pocket, take: 48, held_out: 4}",
+        "create.sample.batch_size=4",
+        "create.reviser.serve=null",
+    )
     lasting = faults("leak", "refusal")
     folders = tmp_path / "whole", tmp_path / "killed"
     with Teacher(lasting, api_key=KEY) as teacher:
@@ -194,10 +198,10 @@ def test_the_command_killed_at_any_second_while_the_policy_samples(tmp_path: Pat
     with Teacher(faults(*PASSING, "leak", "refusal"), api_key=KEY) as teacher:
         at = (f"create.reviser.base_url={teacher.base_url}", f"create.reviser.key_env={KEY_ENV}")
         arguments = command(("create", POCKET, *small, *at, "--out", folders[1]))
-        for _ in range(10):
+        for share in sorted(chance.uniform(0.2, 1.0) for _ in range(10)):
             stored = set(kept(Run(folders[1]))) if Run(folders[1]).replies.exists() else set()
             before = len(teacher.requests)
-            code = _killed_after(chance.uniform(0.2, 1.1) * seconds, arguments)
+            code = _killed_after(share * seconds, arguments)
             kills += code == -signal.SIGKILL
             assert code in (0, -signal.SIGKILL)
             assert not stored & {name_of(seen) for seen in teacher.requests[before:]}

@@ -73,6 +73,16 @@ def test_a_budget_that_the_pilot_shows_to_be_too_small_is_told_and_stops_the_sta
     assert any("will cost about" in text for _, text in listener.notes)
 
 
+@pytest.mark.parametrize(("pilot", "take"), [(1, 1), (1, 3), (3, 3), (0, 3)])
+def test_nothing_is_told_where_there_is_no_rest_to_ask_or_too_little_to_tell_by(
+    tmp_path: Path, pilot: int, take: int
+) -> None:
+    with Teacher() as teacher:
+        sizes = (f"create.pilot={pilot}", f"create.prompts.take={take}", "create.filters=[]", "create.prompts.seed=1")
+        _, listener = create(tmp_path, teacher, f"create.reviser.price={PRICE}", *sizes)
+    assert not any("cost" in text for _, text in listener.notes)
+
+
 def test_without_a_price_nothing_is_told(tmp_path: Path) -> None:
     with Teacher() as teacher:
         _, listener = create(tmp_path, teacher)

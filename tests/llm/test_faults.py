@@ -149,6 +149,8 @@ def test_no_body_is_too_odd(body: Any) -> None:
         ({"retry-after": "tomorrow"}, None),
         ({"retry-after": ""}, None),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:09 GMT", "date": "Wed, 21 Oct 2015 07:28:00 GMT"}, 9.0),
+        ({"retry-after": "Wed, 21 Oct 2065 07:28:09 GMT", "date": "Wed, 21 Oct 2065 07:28:00 GMT"}, 9.0),
         ({}, None),
     ],
 )

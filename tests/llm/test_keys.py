@@ -36,8 +36,9 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         (lambda key: cuts(), 3),
         (lambda key: hangs(), 3),
         (lambda key: says(f"your key begins with {key[:4]}"), 2),  # no revision
+        (lambda key: says(f"your key is {key}"), 2),  # the same, and stored
     ],
-    ids=["400", "401", "429", "500", "starred", "402", "cut", "time-out", "nonsense"],
+    ids=["400", "401", "429", "500", "starred", "402", "cut", "time-out", "nonsense", "echoed"],
 )
 def test_the_key_is_nowhere(
     server: FaultServer,

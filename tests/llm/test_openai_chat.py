@@ -395,7 +395,7 @@ def test_where_nothing_remains_nothing_is_sent_until_it_does(server: FaultServer
 
     use(server, work)
     first, *others = server.seen
-    assert all(0.39 < seen.at - first.at < 1 for seen in others)
+    assert all(seen.at - first.at > 0.39 for seen in others)
 
 
 # keys

@@ -363,3 +363,32 @@ def test_a_full_file_system_is_named_and_loses_nothing(tmp_path: Path) -> None:
             assert store.count() == before + 1
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_store_that_takes_no_more_lets_nothing_more_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+
+    class FourAtOnce:
+        name = fingerprint = "four"
+
+        def __init__(self) -> None:
+            self._places = asyncio.Semaphore(4)
+
+        async def reply(self, request: Request) -> Reply:
+            async with self._places:
+                sent.append(request.messages[0].content)
+                # those after the first four are under way when it comes out that nothing can be kept
+                while len(sent) > 4 and not store.failure:
+                    await asyncio.sleep(0.001)
+                return Reply("fine", "stop", self.name)
+
+        async def close(self) -> None: ...
+
+    def full(*_: object) -> None:
+        raise DataError("the disk takes no more")
+
+    with ReplyStore(tmp_path / "replies.sqlite") as store:
+        monkeypatch.setattr(store, "put", full)
+        with pytest.raises(DataError, match="takes no more"):
+            asyncio.run(ask_all(store.remember(FourAtOnce()), map(a_request, map(str, range(200)))))
+        assert len(sent) <= 8, "four whose replies are lost, and four under way"
