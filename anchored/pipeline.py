@@ -220,9 +220,10 @@ async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: 
         if opened.batches:
             by_batch = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
         try:
+            await asyncio.gather(*(chat.begin() for chat in opened.batches))
             await create(run, settings, prompts, opened.chats, progress, by_batch)
             for chat in opened.batches:
-                chat.complete()
+                await chat.complete()
         finally:
             for chat in opened.chats.values():  # the policy first: its check of the others may still be under way
                 await chat.close()
@@ -270,11 +271,11 @@ class _Opened:
     def _batch_chat(self, endpoint: EndpointSettings, purse: Purse | None) -> BatchChat:
         means = Means(
             folder=self._folder,
+            store=self._store,
             api=lambda: BatchApi(Connection(endpoint)),
             live=lambda: open_endpoints(endpoint, purse=purse),
             progress=self._progress,
             busy=lambda: any(chat.busy for chat in self._live),
-            stored=lambda key: self._store.get_without_raw(key) is not None,
             purse=purse,
             imports=self._batching.imports,
             together=self.batches,

@@ -1,13 +1,14 @@
 """The files of batches in a run folder, in the JSONL of OpenAI's Batch API, which `vllm run-batch` and others read too.
 
     batches/batch-0001.jsonl           the requests, one a line, each named by its key in the store of replies
+    batches/batch-0001.draws.jsonl     what those lines do not hold of the requests: temperature, index, seed, ...
     batches/batch-0001.json            the batch's state: what it is called at the endpoint, and how far it is
     batches/batch-0001.output.jsonl    the replies, as they were downloaded
     batches/batch-0001.errors.jsonl    the requests that got none, likewise
     batches/export-0001.jsonl          requests for somebody else to run
 
 A state is written before anything is sent, and anew after each step, so that a process killed at any point knows what
-it may have sent. Results are found by the key of their request and stay on the disk until they are asked for.
+it may have sent. Results are found by the key of their request.
 """
 
 from __future__ import annotations
@@ -18,17 +19,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from uuid import uuid4
 
 from anchored.errors import DataError
+from anchored.llm.chat import Request
 from anchored.llm.faults import Fault, fault_of_status
+from anchored.records import Message
 from anchored.runs import one_line, write_text, written_aside
 
 URL = "/v1/chat/completions"
 KEY_DIGITS = 64
 _BEGINNING = b'{"custom_id": "'
 _OFFSET_BITS = 44
+
+
+class Asked(NamedTuple):
+    """A request as a file holds it."""
+
+    key: str
+    request: Request
+    body: Mapping[str, Any]
+    """The JSON that is sent."""
 
 
 def request_line(key: str, body: Mapping[str, Any]) -> bytes:
@@ -39,15 +51,26 @@ def request_line(key: str, body: Mapping[str, Any]) -> bytes:
 
 def keys_of(path: Path) -> Iterator[str]:
     """The keys of the requests in a file of ours. Raises DataError where it is gone."""
+    for line in _lines(path):
+        yield line[len(_BEGINNING) : len(_BEGINNING) + KEY_DIGITS].decode("ascii", "replace")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
     try:
         with open(path, "rb") as lines:
-            for line in lines:
-                yield line[len(_BEGINNING) : len(_BEGINNING) + KEY_DIGITS].decode("ascii", "replace")
+            yield from lines
     except FileNotFoundError:
+        state = f"{path.name.split('.')[0]}.json"
         raise DataError(
-            f"{path}: the requests of a batch are gone; restore the file, or delete {path.with_suffix('.json').name} "
-            "beside it to ask its rows again"
+            f"{path}: the requests of a batch are gone; restore the file, or delete {state} beside it to ask its rows "
+            "again"
         ) from None
+
+
+def _draw(request: Request) -> bytes:
+    """The line of what a request's own line may not hold: its parameters as they were asked for, its index and seed."""
+    draw = {each.name: getattr(request, each.name) for each in fields(request) if each.name != "messages"}
+    return json.dumps(draw).encode() + b"\n"
 
 
 def outcome(line: Mapping[str, Any]) -> Any | Fault:
@@ -118,6 +141,12 @@ class Results:
         for file in self._files:
             file.close()
 
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __contains__(self, key: str) -> bool:
         return bytes.fromhex(key) in self._places
 
@@ -171,6 +200,8 @@ class State:
     """The endpoint's word: validating, in_progress, finalizing, completed, failed, expired, cancelling, cancelled."""
     collected: bool = False
     """Its results are here."""
+    kept: bool = False
+    """Its replies are in the store, and counted."""
     used: bool = False
     """The stage that asked for it is complete."""
 
@@ -182,6 +213,7 @@ class Batch:
         self.name = name
         self.state = state
         self.requests = folder / f"{name}.jsonl"
+        self.draws = folder / f"{name}.draws.jsonl"
         self.output = folder / f"{name}.output.jsonl"
         self.errors = folder / f"{name}.errors.jsonl"
         self.file = folder / f"{name}.json"
@@ -191,6 +223,25 @@ class Batch:
         """Its files of results that are there."""
         return [path for path in (self.output, self.errors) if path.exists()]
 
+    def write(self, asked: Iterable[Asked]) -> None:
+        """Put its requests on the disk."""
+        with (
+            written_aside(self.requests) as lines_aside,
+            written_aside(self.draws) as draws_aside,
+            open(lines_aside, "wb") as lines,
+            open(draws_aside, "wb") as draws,
+        ):
+            for one in asked:
+                lines.write(request_line(one.key, one.body))
+                draws.write(_draw(one.request))
+
+    def asked(self) -> Iterator[Asked]:
+        """Its requests, in order. Raises DataError where they are gone."""
+        for line, draw in zip(_lines(self.requests), _lines(self.draws), strict=True):
+            row = json.loads(line)
+            messages = tuple(Message(**message) for message in row["body"]["messages"])
+            yield Asked(row["custom_id"], Request(messages, **json.loads(draw)), row["body"])
+
     def save(self) -> None:
         """Put the state on the disk."""
         write_text(self.file, json.dumps(asdict(self.state), indent=1) + "\n")
@@ -198,7 +249,8 @@ class Batch:
     def drop(self) -> None:
         """Forget a batch that was never made."""
         self.file.unlink()
-        self.requests.unlink(missing_ok=True)
+        for path in (self.requests, self.draws):
+            path.unlink(missing_ok=True)
 
 
 class BatchFolder:
@@ -211,13 +263,13 @@ class BatchFolder:
         """Files that this process has exported."""
         self._heard: set[Path] = set()
 
-    def begin(self, lines: Iterable[bytes], state: State) -> Batch:
+    def begin(self, asked: Iterable[Asked], state: State) -> Batch:
         """Write the requests and the intent to send them."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self._naming:
             numbers = [int(path.stem.removeprefix("batch-")) for path in self.path.glob("batch-*.json")]
             batch = Batch(self.path, f"batch-{max(numbers, default=0) + 1:04d}", state)
-            _write(batch.requests, lines)
+            batch.write(asked)
             batch.save()
         return batch
 
@@ -235,26 +287,22 @@ class BatchFolder:
         self._heard.add(path)
         return not known
 
-    def export(self, files: Iterable[Iterable[bytes]]) -> list[Path]:
+    def export(self, files: Iterable[Iterable[Asked]]) -> list[Path]:
         """Write files for somebody else, in place of those of earlier processes."""
         self.path.mkdir(parents=True, exist_ok=True)
         for earlier in self._exports() if not self._exported else ():
             earlier.unlink()
         written = []
-        for lines in files:
+        for asked in files:
             self._exported += 1
             path = self.path / f"export-{self._exported:04d}.jsonl"
-            _write(path, lines)
+            with written_aside(path) as aside, open(aside, "wb") as lines:
+                lines.writelines(request_line(one.key, one.body) for one in asked)
             written.append(path)
         return written
 
     def _exports(self) -> list[Path]:
         return [path for path in sorted(self.path.glob("export-*.jsonl")) if path.stem.count(".") == 0]
-
-
-def _write(path: Path, lines: Iterable[bytes]) -> None:
-    with written_aside(path) as aside, open(aside, "wb") as file:
-        file.writelines(lines)
 
 
 def _read_state(path: Path) -> State:

@@ -1,9 +1,10 @@
 """A chat that asks by batches: requests gather, go out together, and are answered when their batch has ended.
 
-It has the name and the fingerprint of the live chat with the same settings, so the store of replies is one: a run may
-begin in batches and end live, or the other way round. Whatever the way, what lies on the disk (`batch_files`) or is
-under way at the endpoint is not asked again. A batch goes through these steps, each on the disk before the next:
-requests and intent written, file uploaded, batch made, results downloaded, rows answered.
+It has the name and the fingerprint of the live chat with the same settings, so the store of replies, which must stand
+before it, is one: a run may begin in batches and end live, or the other way round. Whatever the way, what is under way
+at the endpoint is not asked again. A batch goes through these steps, each on the disk before the next: requests and
+intent written, file uploaded, batch made, results downloaded, replies in the store with their price, whether anybody
+asks for them now or not.
 """
 
 from __future__ import annotations
@@ -11,23 +12,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from anchored.errors import AnchoredError, BudgetReached, DataError, ModelError, NoReply, ReplyError, Stopped
 from anchored.llm.batch_api import BatchApi, Look
-from anchored.llm.batch_files import Batch, BatchFolder, Counted, Results, State, keys_of, request_line
+from anchored.llm.batch_files import Asked, Batch, BatchFolder, Counted, Results, State, keys_of, request_line
+from anchored.llm.batch_queue import Queue, Row
 from anchored.llm.bodies import fingerprint, request_body
 from anchored.llm.chat import Reply, Request
 from anchored.llm.connection import Connection
 from anchored.llm.endpoints import Endpoints
 from anchored.llm.faults import Fault
-from anchored.llm.money import Purse, cost, worst_case
+from anchored.llm.money import Purse, cost, dollars, worst_case
 from anchored.llm.openai_chat import OpenAIChat
-from anchored.llm.replies import request_key
+from anchored.llm.replies import Entry, ReplyStore, request_key
 from anchored.llm.responses import read_reply
 from anchored.llm.settings import BatchSettings, EndpointSettings
 from anchored.progress import Progress
@@ -41,7 +44,7 @@ SETTLE_SECONDS = 5.0
 """Until a batch that was made is sure to be in the endpoint's list."""
 FIRST_LOOK_SECONDS = 2.0
 LONGEST_BACKOFF = 60.0
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE = 256
 _LACKING = Fault("again", "the results lack it")
 
 log = logging.getLogger(__name__)
@@ -49,20 +52,11 @@ log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 
-@dataclass(eq=False, slots=True)
-class _Row:
-    """A request that waits for its reply."""
+class _Met(NamedTuple):
+    """What a request has met in batches so far."""
 
-    key: str
-    request: Request
-    size: int
-    usd: float
-    answer: asyncio.Future[Reply | None]
-    """None: it must be asked live."""
-    waiting: int = 0
-    tries: int = 0
-    left_out: frozenset[str] = frozenset()
-    """Parameters that it was sent without."""
+    last: Fault
+    times: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +64,7 @@ class Means:
     """What a `BatchChat` works with."""
 
     folder: BatchFolder
+    store: ReplyStore
     api: Callable[[], BatchApi]
     """Opened when it is needed: files can be written and read without an endpoint."""
     live: Callable[[], OpenAIChat | Endpoints]
@@ -77,13 +72,11 @@ class Means:
     progress: Progress
     busy: Callable[[], bool] = lambda: False
     """Whether somebody is at work whose result may be asked about next."""
-    stored: Callable[[str], bool] = lambda _: False
-    """Whether the reply to the request with this key is in the store."""
     purse: Purse | None = None
     imports: Sequence[Path] = ()
     """Files of results that came from elsewhere."""
     together: Sequence[BatchChat] = ()
-    """The chats of a stage that asks several models: what they have to export is exported at once."""
+    """The chats of a stage that asks several models: what ends one ends all, what they export is exported at once."""
 
 
 class BatchChat:
@@ -94,19 +87,18 @@ class BatchChat:
         self.fingerprint = fingerprint(settings)
         self._settings, self._how, self._way, self._means = settings, how, way, means
         self._price = how.price(settings.price) if means.purse else None
-        self._results = Results()
-        self._refusals: dict[str, Fault] = {}
-        """Of rows in files that will never succeed, or only without a parameter."""
+        self._imported = Results()
+        self._met: dict[str, _Met] = {}
+        """By key: of requests that got no reply in a batch since the stage was last complete."""
         self._batches: list[Batch] = []
         self._open: set[str] = set()
-        """Keys in batches of earlier processes that have not ended."""
-        self._rows: dict[str, _Row] = {}
-        self._queue: dict[str, _Row] = {}
-        """Of the rows, those in no batch, in the order in which they came."""
-        self._queued_bytes = 0
+        """Keys in batches of earlier processes whose replies are not in the store yet."""
+        self._rows: dict[str, Row] = {}
+        self._queue = Queue()
+        """Of the rows, those in no batch."""
         self._refused: set[str] = set()
         self._most_rows = how.rows
-        self._asked_at = self._not_before = 0.0
+        self._not_before = 0.0
         self._short_of_money = self._crowded = False
         """Nothing goes out until a batch has ended; until one has ended well."""
         self._wake = asyncio.Event()
@@ -117,36 +109,40 @@ class BatchChat:
         self._over: Exception | None = None
         self._opened_api: BatchApi | None = None
         self._opened_live: OpenAIChat | Endpoints | None = None
-        self._closed = False
+        self._complete = self._closed = False
 
     async def reply(self, request: Request) -> Reply:
-        await self._load_once()
-        self._raise_if_over()
+        await self.begin()
         key = request_key(self.fingerprint, request)
-        if known := self._found(key, request):
+        if known := self._find_imported(key, request):
             return known
-        if refusal := self._refusals.get(key):
-            if refusal.follows == "row":
-                raise ReplyError(f"{self.name} refused the request ({refusal.reason})")
-            self._leave_out(refusal.parameter)
+        self._raise_if_hopeless(key)
         if self._way == "live" and key not in self._open:
             return await self._live().reply(request)
         answer = await self._answer_of(self._rows.get(key) or self._new_row(key, request))
         return await self._live().reply(request) if answer is None else answer
 
+    async def begin(self) -> None:
+        """Take up what earlier processes and others left; to be called before the store is looked into. Idempotent."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._guarded(self._load()))
+        await asyncio.shield(self._loading)
+        self._raise_if_over()
+
     async def check(self) -> None:
         """A ModelError now, instead of after hours of other work, if the endpoint cannot be used. Free."""
-        await self._load_once()
-        self._raise_if_over()
+        await self.begin()
         if self._way != "export":
             await self._live().check()
 
-    def complete(self) -> None:
+    async def complete(self) -> None:
         """The stage that asked has all it wants: what was refused may be asked again from now on."""
-        for batch in self._batches:
-            if batch.state.collected and not batch.state.used:
-                batch.state.used = True
-                batch.save()
+        self._complete = True
+        async with self._files:  # what was downloaded gets into the store
+            for batch in self._batches:
+                if batch.state.kept and not batch.state.used:
+                    batch.state.used = True
+                    batch.save()
 
     async def close(self) -> None:
         """Stop following; what is under way at the endpoint goes on there. Idempotent."""
@@ -157,38 +153,37 @@ class BatchChat:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        left = [batch for batch in self._batches if batch.state.batch_id and not batch.state.collected]
-        if left and self._opened_api:
-            rows, where = sum(batch.state.rows for batch in left), self._opened_api.connection.where
-            go_on = "1 batch goes on" if len(left) == 1 else f"{len(left)} batches go on"
-            self._means.progress.note(
-                f"{go_on} at {where} ({rows:,} rows); the same command collects them, and --cancel-batches ends them"
-            )
-        self._results.close()
+        self._tell_what_goes_on()
+        self._imported.close()
         if self._opened_api:
             await self._opened_api.connection.close()
         if self._opened_live:
             await self._opened_live.close()
 
-    # what is known already
+    def _tell_what_goes_on(self) -> None:
+        left = [batch for batch in self._batches if batch.state.batch_id and not batch.state.collected]
+        if not left or not self._opened_api:
+            return
+        rows, where = sum(batch.state.rows for batch in left), self._opened_api.connection.where
+        go_on = "1 batch goes on" if len(left) == 1 else f"{len(left)} batches go on"
+        then = "the same command collects them, and --cancel-batches ends them"
+        if self._complete:
+            then = "nothing asks for them now; --cancel-batches ends them, --redo create collects them"
+        self._means.progress.note(f"{go_on} at {where} ({rows:,} rows); {then}")
 
-    async def _load_once(self) -> None:
-        if self._loading is None:
-            self._loading = asyncio.create_task(self._guarded(self._load()))
-        await asyncio.shield(self._loading)
+    # what is known already
 
     async def _load(self) -> None:
         unfinished = []
         for batch in self._means.folder.batches():
             if batch.state.fingerprint != self.fingerprint:
                 continue
-            if not batch.state.collected:
+            if not batch.state.kept:
                 unfinished.append(batch)
                 continue
             self._batches.append(batch)
-            faults = await self._index(batch)
-            for key, fault in faults.items() if not batch.state.used else ():
-                self._remember_refusal(key, fault)
+            if not batch.state.used and batch.state.status not in ("failed", "cancelled"):
+                await self._recall(batch)
         self._import()
         if unfinished and self._way == "export":
             raise DataError(
@@ -196,11 +191,19 @@ class BatchChat:
                 "--cancel-batches, before what is left is exported"
             )
         for batch in unfinished:
-            if await self._was_made(batch):
+            if batch.state.collected or await self._was_made(batch):
                 self._batches.append(batch)
                 self._open.update(keys_of(batch.requests))
                 self._start(self._go_on(batch), batch.state.usd)
         self._sender = asyncio.create_task(self._guarded(self._send_all()))
+
+    async def _recall(self, batch: Batch) -> None:
+        """Note again which of its requests got no reply, for they are not to be asked without end."""
+        async with aclosing(self._outcomes(batch)) as parts:
+            async for outcomes in parts:
+                for asked, found in outcomes:
+                    if isinstance(found, Fault):
+                        self._note_fault(asked.key, found)
 
     def _import(self) -> None:
         """Index what was run elsewhere, and say what is in it."""
@@ -209,16 +212,33 @@ class BatchChat:
         folder = self._means.folder
         asked = {bytes.fromhex(key) for path in folder.requests() for key in keys_of(path)}
         for path in self._means.imports:
-            found = self._results.add(path, lambda key: bytes.fromhex(key) in asked or self._means.stored(key))
-            for key, fault in found.faults.items():
-                self._remember_refusal(key, fault)
+            found = self._imported.add(path, lambda key: bytes.fromhex(key) in asked or key in self._means.store)
+            for key, fault in found.faults.items():  # it may be another model's: heard of when the row is asked
+                self._note_fault(key, fault)
             if folder.is_new(path):
                 self._means.progress.note(_told(path, found))
 
-    def _remember_refusal(self, key: str, fault: Fault) -> None:
-        """Heard of when the row is asked: in an imported file it may be another model's."""
-        if fault.follows in ("row", "without"):
-            self._refusals[key] = fault
+    def _note_fault(self, key: str, fault: Fault) -> None:
+        met = self._met.get(key)
+        if fault.follows not in ("quota", "endpoint"):  # no fault of the request
+            self._met[key] = _Met(fault, met.times + 1 if met else 1)
+
+    def _raise_if_hopeless(self, key: str) -> None:
+        """A request that batches refused, or failed at too often, is not asked again before the stage is complete."""
+        if (met := self._met.get(key)) is None:
+            return
+        if met.last.follows == "row":
+            raise self._refusal(met.last)
+        if met.last.follows == "without":
+            self._leave_out(met.last.parameter)
+        elif self._way == "submit" and met.times > self._how.retries:
+            raise self._failure(met)
+
+    def _refusal(self, fault: Fault) -> ReplyError:
+        return ReplyError(f"{self.name} refused the request ({fault.reason})")
+
+    def _failure(self, met: _Met) -> NoReply:
+        return NoReply(f"{self.name} gave no reply in {met.times} batches (last: {met.last.reason})")
 
     async def _was_made(self, batch: Batch) -> bool:
         """Whether the endpoint has the batch; one that was never made is dropped: its rows may not be wanted now."""
@@ -238,14 +258,14 @@ class BatchChat:
         batch.drop()
         return False
 
-    def _found(self, key: str, request: Request) -> Reply | None:
-        """The reply on the disk, which is spent money from now on."""
-        payload = self._results.find(key)
+    def _find_imported(self, key: str, request: Request) -> Reply | None:
+        """The reply that was imported, which is spent money from now on."""
+        payload = self._imported.find(key)
         if payload is None:
             return None
         reply = read_reply(payload, self.name, request.max_tokens, 0.0)
         if isinstance(reply, Fault):
-            self._results.forget(key)
+            self._imported.forget(key)
             return None
         if self._means.purse and self._price:
             body = request_body(self._settings, request, self._refused)
@@ -254,33 +274,27 @@ class BatchChat:
 
     # rows that wait
 
-    def _new_row(self, key: str, request: Request) -> _Row:
+    def _new_row(self, key: str, request: Request) -> Row:
         body = request_body(self._settings, request, self._refused)
         usd = worst_case(self._price, body) if self._price else 0.0
-        row = _Row(key, request, len(request_line(key, body)), usd, asyncio.get_running_loop().create_future())
+        row = Row(key, request, len(request_line(key, body)), usd, asyncio.get_running_loop().create_future())
         self._rows[key] = row
         if key not in self._open:
             self._enqueue(row)
         return row
 
-    def _enqueue(self, row: _Row) -> None:
-        self._queue[row.key] = row
-        self._queued_bytes += row.size
-        self._asked_at = asyncio.get_running_loop().time()
+    def _enqueue(self, row: Row) -> None:
+        self._queue.put(row)
         self._wake.set()
 
-    def _unqueue(self, row: _Row) -> None:
-        if self._queue.pop(row.key, None):
-            self._queued_bytes -= row.size
-
-    async def _answer_of(self, row: _Row) -> Reply | None:
+    async def _answer_of(self, row: Row) -> Reply | None:
         row.waiting += 1
         try:
             return await asyncio.shield(row.answer)
         finally:
             row.waiting -= 1
             if not row.waiting:  # answered, or nobody wants it any more
-                self._unqueue(row)
+                self._queue.drop(row)
                 self._rows.pop(row.key, None)
 
     async def _send_all(self) -> None:
@@ -288,8 +302,9 @@ class BatchChat:
             self._wake.clear()
             wait = self._seconds_until_due()
             if wait is None or wait > 0:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait)
+                with suppress(TimeoutError):  # not `wait_for`, which may let a cancellation pass unheard
+                    async with asyncio.timeout(wait):
+                        await self._wake.wait()
             elif self._way == "export":
                 self._export()
             else:
@@ -300,29 +315,20 @@ class BatchChat:
         if not self._queue or self._short_of_money or self._crowded:
             return None
         now = asyncio.get_running_loop().time()
-        full = len(self._queue) >= self._most_rows or self._queued_bytes >= self._most_bytes
+        full = len(self._queue) >= self._most_rows or self._queue.size >= self._most_bytes
         if full and self._way == "submit":
             return self._not_before - now
         if self._means.busy():
             return self._how.linger_seconds
-        return max(self._asked_at + self._how.linger_seconds, self._not_before) - now
+        return max(self._queue.asked_at + self._how.linger_seconds, self._not_before) - now
 
     @property
     def _most_bytes(self) -> float:
         return self._how.megabytes * 1e6
 
-    def _cut(self, most_usd: float) -> list[_Row]:
+    def _cut(self, most_usd: float) -> list[Row]:
         """The first rows in the queue that a batch can hold."""
-        rows: list[_Row] = []
-        size, usd = 0, 0.0
-        for row in self._queue.values():
-            size, usd = size + row.size, usd + row.usd
-            if usd > most_usd or len(rows) == self._most_rows or (rows and size > self._most_bytes):
-                break
-            rows.append(row)
-        for row in rows:
-            self._unqueue(row)
-        return rows
+        return self._queue.cut(self._most_rows, self._most_bytes, most_usd)
 
     async def _send(self) -> None:
         purse = self._means.purse if self._price else None
@@ -332,10 +338,10 @@ class BatchChat:
             self._short_of_money = True
         elif purse:
             try:
-                async with purse.reserved(self.name, next(iter(self._queue.values())).usd) as reservation:
+                async with purse.reserved(self.name, self._queue.first.usd) as reservation:
                     reservation.release()
             except BudgetReached as error:
-                self._end(BudgetReached, str(error))
+                raise BudgetReached(str(error)) from None
 
     def _export(self) -> None:
         chats = [chat for chat in self._means.together or (self,) if chat._queue]
@@ -344,22 +350,22 @@ class BatchChat:
         name, (first, *_) = written[0]
         where = ", ".join(_between(paths) + (f" ({name})" if len(written) > 1 else "") for name, paths in written)
         results = first.with_name(f"{first.stem}.output.jsonl")
-        error = Stopped(
-            f"{count:,} requests are in {where}; run them, as with `vllm run-batch -i {first} "
-            f"-o {results} --model {name}`, and go on with --batch-import {results} in place of --batch-export"
+        self._stop_all(
+            Stopped(
+                f"{count:,} requests are in {where}; run them, as with `vllm run-batch -i {first} "
+                f"-o {results} --model {name}`, and go on with --batch-import {results} in place of --batch-export"
+            )
         )
-        for chat in chats:
-            chat._stop(error)
 
     def _written(self) -> list[Path]:
         """Files of all that is in the queue."""
         cuts = iter(lambda: self._cut(float("inf")), [])
-        return self._means.folder.export(self._lines(rows) for rows in cuts)
+        return self._means.folder.export(self._asked(rows) for rows in cuts)
 
-    def _lines(self, rows: Iterable[_Row]) -> Iterator[bytes]:
+    def _asked(self, rows: Iterable[Row]) -> Iterator[Asked]:
         for row in rows:
             row.left_out = frozenset(self._refused)
-            yield request_line(row.key, request_body(self._settings, row.request, row.left_out))
+            yield Asked(row.key, row.request, request_body(self._settings, row.request, row.left_out))
 
     # batches under way
 
@@ -383,15 +389,25 @@ class BatchChat:
         self._tasks.add(task)
         task.add_done_callback(ended)
 
-    async def _make(self, rows: Sequence[_Row]) -> None:
+    async def _make(self, rows: Sequence[Row]) -> None:
         state = State(self._api().connection.base_url, self.fingerprint, len(rows), sum(row.usd for row in rows))
         async with self._files:
-            batch = await asyncio.to_thread(self._means.folder.begin, self._lines(rows), state)
+            batch = await asyncio.to_thread(self._means.folder.begin, self._asked(rows), state)
         self._batches.append(batch)
+        self._tell_what_is_sent(batch)
         state.file_id = await self._patiently(lambda: self._api().upload(batch.requests))
         batch.save()
         self._note_made(batch, await self._patiently(lambda: self._made(state)))
         await self._go_on(batch)
+
+    def _tell_what_is_sent(self, batch: Batch) -> None:
+        """How many requests, and what they can cost, before they go."""
+        purse = self._means.purse if self._price else None
+        usd = f", for {dollars(batch.state.usd)} at most" if purse else ""
+        if purse and self._queue and purse.left_usd < self._queue.first.usd:
+            usd += f"; {len(self._queue):,} more wait, create.budget_usd has no room for them at their worst case"
+        where = self._api().connection.where
+        self._means.progress.note(f"{batch.name}: {batch.state.rows:,} requests go to {where}{usd}")
 
     async def _made(self, state: State) -> Look | Fault:
         """One attempt at making a batch. Where it is not known whether one was made, the endpoint is asked."""
@@ -407,23 +423,94 @@ class BatchChat:
 
     async def _go_on(self, batch: Batch) -> None:
         """Follow a batch to its end and answer its rows."""
-        look = await self._followed(batch)
-        batch.state.status = look.status
+        state = batch.state
+        ended_by_others = False
+        if not state.collected:
+            asked_to_end = state.status.startswith("cancel")
+            look = await self._followed(batch)
+            await self._download(batch, look)
+            if look.status == "failed":
+                self._note_failed(batch, look)
+                return
+            ended_by_others = look.status == "cancelled" and not asked_to_end
+        self._crowded, self._most_rows = False, min(self._how.rows, 2 * self._most_rows)
+        self._wake.set()
+        await self._keep(batch, ended_by_others)
+
+    async def _download(self, batch: Batch, look: Look) -> None:
         for file_id, path in ((look.output_file_id, batch.output), (look.error_file_id, batch.errors)):
             if file_id:
                 await self._patiently(lambda file_id=file_id, path=path: self._api().download(file_id, path))
+        batch.state.status = look.status
         batch.state.collected = True
+        batch.state.kept = look.status == "failed"  # then there is nothing to keep
         batch.save()
-        if look.status == "failed":
-            self._note_failed(batch, look)
-            return
-        self._crowded, self._most_rows = False, min(self._how.rows, 2 * self._most_rows)
-        self._wake.set()
-        faults = await self._index(batch)
-        for number, key in enumerate(keys_of(batch.requests)):
-            self._open.discard(key)
-            self._settle(key, faults.get(key, _LACKING))
-            if number % ROWS_AT_ONCE == 0:
+
+    async def _keep(self, batch: Batch, ended_by_others: bool) -> None:
+        """Its replies to the store, each with its price in the same transaction; then its rows are answered."""
+        end: AnchoredError | None = None
+        async with self._files, aclosing(self._outcomes(batch)) as parts:
+            async for outcomes in parts:
+                await self._store(outcomes)
+                for asked, found in outcomes:
+                    if isinstance(found, Fault) and asked.key in self._rows:
+                        end = end or self._end_by(found, batch if ended_by_others else None)
+                    if end is None or isinstance(found, Reply):
+                        self._settle(asked.key, found)
+            batch.state.kept = True
+            batch.save()
+        if end:
+            raise end
+
+    def _end_by(self, fault: Fault, cancelled: Batch | None) -> AnchoredError | None:
+        """What ends the stage when a row that waits got no reply; whoever cancels a batch wants no other instead."""
+        connection = self._api().connection
+        if fault.follows == "quota":
+            return self._no_money(fault)
+        if fault.follows == "endpoint":
+            return ModelError(connection.why_refused(connection.redacted(fault)))
+        if cancelled and self._way == "submit":
+            return Stopped(
+                f"{cancelled.name} ({cancelled.state.batch_id}) was cancelled at {connection.where}; what it answered "
+                "is kept, and the same command asks the rest by another batch, or live without --batch"
+            )
+        return None
+
+    def _no_money(self, fault: Fault) -> Stopped:
+        where = self._api().connection.where
+        return Stopped(
+            f"no money is left at {where} ({fault.reason}); top up the account, then the same command goes on"
+        )
+
+    async def _store(self, outcomes: Iterable[tuple[Asked, Reply | Fault]]) -> None:
+        purse = self._means.purse
+        entries, spendings = [], []
+        for asked, found in outcomes:
+            if isinstance(found, Reply) and asked.key not in self._means.store:
+                entries.append(Entry(self.fingerprint, asked.request, found))
+                if purse and self._price:
+                    spendings.append(cost(self._price, self.name, asked.body, found))
+        await asyncio.to_thread(self._means.store.put, entries, spendings)
+        for spending in spendings:
+            assert purse
+            purse.add(spending)
+
+    async def _outcomes(self, batch: Batch) -> AsyncGenerator[list[tuple[Asked, Reply | Fault]]]:
+        """What came of its requests, some at a time."""
+        with Results() as results:
+            faults: dict[str, Fault] = {}
+            for path in batch.results:
+                faults |= (await asyncio.to_thread(results.add, path)).faults
+
+            def outcome(asked: Asked) -> Reply | Fault:
+                payload = results.find(asked.key)
+                if payload is None:
+                    return faults.get(asked.key, _LACKING)
+                return read_reply(payload, self.name, asked.request.max_tokens, 0.0)
+
+            requests = batch.asked()
+            while some := list(islice(requests, ROWS_AT_ONCE)):
+                yield [(asked, outcome(asked)) for asked in some]
                 await asyncio.sleep(0)
 
     async def _followed(self, batch: Batch) -> Look:
@@ -447,11 +534,11 @@ class BatchChat:
         """Nothing of it was run: for its size, and then less goes out later; or for what is in it, which ends all."""
         where = self._api().connection.where
         if not look.limited:
-            self._end(ModelError, f"{where} takes no such batch ({look.errors}); {batch.requests} is what was sent")
+            raise ModelError(f"{where} takes no such batch ({look.errors}); {batch.requests} is what was sent")
         rows = [self._rows[key] for key in keys_of(batch.requests) if key in self._rows]
         others = len(self._tasks) > 1
         if batch.state.rows == 1 and not others:
-            self._end(Stopped, f"{where} takes no batch now ({look.errors}); the same command goes on later")
+            raise Stopped(f"{where} takes no batch now ({look.errors}); the same command goes on later")
         log.warning("%s has too much under way (%s); fewer rows go out later", where, look.errors)
         self._most_rows = max(1, min(self._most_rows, batch.state.rows) // 2)
         self._crowded = others
@@ -460,42 +547,31 @@ class BatchChat:
             self._open.discard(row.key)
             self._again(row)
 
-    async def _index(self, batch: Batch) -> dict[str, Fault]:
-        """Make its results known; the faults of rows that got no reply come back."""
-        faults: dict[str, Fault] = {}
-        async with self._files:
-            for path in batch.results:
-                faults |= (await asyncio.to_thread(self._results.add, path)).faults
-        return faults
-
-    def _settle(self, key: str, fault: Fault) -> None:
-        """Answer a row whose batch has ended: with its reply, or as its fault says."""
+    def _settle(self, key: str, found: Reply | Fault) -> None:
+        """Answer the row of a batch that has ended, should it wait."""
+        self._open.discard(key)
+        if isinstance(found, Fault):
+            self._note_fault(key, found)
         row = self._rows.get(key)
-        if row is None:
-            if key not in self._results:
-                self._remember_refusal(key, fault)
+        if row is None or row.answer.done():
             return
-        if row.answer.done():
-            return
-        if reply := self._found(key, row.request):
-            row.answer.set_result(reply)
-        elif fault.follows == "quota":
-            way_out = "top up the account, then the same command goes on"
-            self._end(Stopped, f"no money is left at {self._api().connection.where} ({fault.reason}); {way_out}")
-        elif fault.follows == "endpoint":
-            self._end(ModelError, self._api().connection.why_refused(self._api().connection.redacted(fault)))
-        elif fault.follows == "without" and fault.parameter not in row.left_out:
+        if isinstance(found, Reply):
+            row.answer.set_result(found)
+        else:
+            self._settle_fault(row, found)
+
+    def _settle_fault(self, row: Row, fault: Fault) -> None:
+        if fault.follows == "without" and fault.parameter not in row.left_out:
             self._leave_out(fault.parameter)
             self._again(row)
         elif fault.follows in ("row", "without"):
-            _fail(row, ReplyError(f"{self.name} refused the request ({fault.reason})"))
-        elif row.tries < self._how.retries:
-            row.tries += 1
-            self._again(row)
+            _fail(row, self._refusal(fault))
+        elif self._way == "submit" and self._met[row.key].times > self._how.retries:
+            _fail(row, self._failure(self._met[row.key]))
         else:
-            _fail(row, NoReply(f"{self.name} gave no reply in {row.tries + 1} batches (last: {fault.reason})"))
+            self._again(row)
 
-    def _again(self, row: _Row) -> None:
+    def _again(self, row: Row) -> None:
         if self._way == "submit":
             self._enqueue(row)
         elif not row.answer.done():
@@ -516,17 +592,13 @@ class BatchChat:
             failures += 1
             where = self._api().connection.where
             if seen.follows == "quota":
-                self._end(
-                    Stopped, f"no money is left at {where} ({seen.reason}); top up, then the same command goes on"
-                )
+                raise self._no_money(seen)
             if seen.follows in ("endpoint", "row", "without"):
-                self._end(ModelError, self._why_not(seen, unknown))
+                raise ModelError(self._why_not(seen, unknown))
             wait = _backoff(failures) if seen.wait is None else seen.wait
             others = seen.follows == "throttled" and len(self._tasks) > 1  # their ends make room
             if clock() + wait - since > self._settings.patience_seconds and not others:
-                self._end(
-                    Stopped, f"{where} is down or takes no batches ({seen.reason}); the same command goes on later"
-                )
+                raise Stopped(f"{where} is down or takes no batches ({seen.reason}); the same command goes on later")
             await asyncio.sleep(wait)
         return seen
 
@@ -559,15 +631,15 @@ class BatchChat:
         try:
             await work
         except Exception as error:
-            self._stop(error)
+            self._stop_all(error)
 
-    def _end(self, kind: type[AnchoredError], message: str) -> NoReturn:
-        error = kind(message)
-        self._stop(error)
-        raise error
+    def _stop_all(self, error: Exception) -> None:
+        """The stage is over, for one model alone does not complete it; what is under way is safe at the endpoint."""
+        for chat in {self, *self._means.together}:
+            chat._stop(error)
 
     def _stop(self, error: Exception) -> None:
-        """No later request can succeed: whoever waits gets the error, and so does whoever asks."""
+        """Whoever waits gets the error, and so does whoever asks."""
         if self._over is not None:
             return
         self._over = error
@@ -602,12 +674,16 @@ async def _end(batch: Batch, asked: Mapping[str, EndpointSettings]) -> str:
         if connection.base_url != batch.state.base_url:
             return f"not cancelled: it was sent to {batch.state.base_url}; give that base_url back"
         look = await BatchApi(connection).cancel(batch.state)
-        return f"not cancelled: {look.reason}" if isinstance(look, Fault) else look.status
+        if isinstance(look, Fault):
+            return f"not cancelled: {look.reason}"
+        batch.state.status = look.status  # so that it is known who ended it
+        batch.save()
+        return look.status
     finally:
         await connection.close()
 
 
-def _fail(row: _Row, error: Exception) -> None:
+def _fail(row: Row, error: Exception) -> None:
     if not row.answer.done():
         row.answer.set_exception(error)
         row.answer.exception()  # whoever waited may be gone

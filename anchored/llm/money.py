@@ -114,7 +114,7 @@ class Purse:
         self._spent: Counter[tuple[str, Basis]] = Counter()
         self._spent_usd = 0.0
         for spending in before:
-            self._add(spending)
+            self.add(spending)
         self._before_usd = self._spent_usd
         self._reserved_usd = 0.0
         self._in_flight = 0
@@ -169,8 +169,13 @@ class Purse:
 
     def spend(self, spending: Spending) -> None:
         """Money that is gone."""
-        self._add(spending)
+        self.add(spending)
         self._unlisted.append(spending)
+
+    def add(self, spending: Spending) -> None:
+        """Money that is gone, and in the store already."""
+        self._spent[spending.model, spending.basis] += spending.usd  # pyright: ignore[reportArgumentType]
+        self._spent_usd += spending.usd
 
     def take_unlisted(self) -> list[Spending]:
         """What was spent since the last call, for the store; `list_again` gives back what it could not keep."""
@@ -215,10 +220,6 @@ class Purse:
 
     def _has(self, usd: float) -> bool:
         return self.cap_usd is None or self._spent_usd + self._reserved_usd + usd <= self.cap_usd + ROUNDING
-
-    def _add(self, spending: Spending) -> None:
-        self._spent[spending.model, spending.basis] += spending.usd  # pyright: ignore[reportArgumentType]
-        self._spent_usd += spending.usd
 
     def _why_over(self, usd: float) -> str:
         unsure = sum(spent for (_, basis), spent in self._spent.items() if basis == "unsure")

@@ -88,6 +88,10 @@ class ReplyStore:
             found = self._select("reply", key)
             return _reply(found[0]) if found else None
 
+    def __contains__(self, key: str) -> bool:
+        with self._named_errors():
+            return self._select("1", key) is not None
+
     def find(self, fingerprint: str, request: Request) -> Reply | None:
         """The reply to a request, without `raw`: its own, or one to the same with another `max_tokens`.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from batch_server import BatchServer, Fate
 from fault_server import completion, cuts, fails, hangs_up
 
-from anchored.errors import BudgetReached, DataError, ModelError, NoReply, ReplyError, Stopped
+from anchored.errors import BudgetReached, DataError, ModelError, ReplyError, Stopped
 from anchored.llm.ask import ask_all
 from anchored.llm.batch_api import BatchApi
 from anchored.llm.batch_files import BatchFolder, keys_of, outcome
@@ -21,7 +22,7 @@ from anchored.llm.chat import Reply, Request
 from anchored.llm.connection import Connection
 from anchored.llm.endpoints import open_endpoints
 from anchored.llm.faults import Fault
-from anchored.llm.money import Purse
+from anchored.llm.money import Purse, Spending
 from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.replies import ReplyStore
 from anchored.llm.settings import BatchSettings, EndpointSettings
@@ -77,27 +78,31 @@ def ask(
 ) -> list[Reply | ReplyError]:
     """The results of one process that asks all these words at once."""
     chosen = settings_of(server, **settings)
-    means = Means(
-        folder=BatchFolder(folder),
-        api=lambda: BatchApi(Connection(chosen)),
-        live=lambda: open_endpoints(chosen, purse=purse),
-        progress=heard or Heard(),
-        purse=purse,
-        imports=imports,
-    )
 
-    async def work() -> list[Reply | ReplyError]:
+    async def work(store: ReplyStore) -> list[Reply | ReplyError]:
+        means = Means(
+            folder=BatchFolder(folder),
+            store=store,
+            api=lambda: BatchApi(Connection(chosen)),
+            live=lambda: open_endpoints(chosen, purse=purse),
+            progress=heard or Heard(),
+            purse=purse,
+            imports=imports,
+        )
         quick = BatchSettings.model_validate({"linger_seconds": 0.05, "poll_seconds": 0.01, **(how or {})})
         chat = BatchChat(chosen, quick, way, means)
+        remembered = store.remember(chat, purse)
         try:
-            results = await ask_all(chat, map(a_request, words))
+            await chat.begin()
+            results = await ask_all(remembered, map(a_request, words))
             if complete:
-                chat.complete()
+                await chat.complete()
             return results
         finally:
-            await chat.close()
+            await remembered.close()
 
-    return asyncio.run(work())
+    with ReplyStore(folder / "replies.sqlite") as store:
+        return asyncio.run(work(store))
 
 
 def texts(results: Sequence[Reply | ReplyError]) -> list[str]:
@@ -113,13 +118,14 @@ def test_requests_go_out_together_and_come_back_in_their_places(server: BatchSer
     assert [len(batch.rows) for batch in server.batches] == [6]
     assert not server.live
     assert heard.done == {"batch-0001": 6}
-    assert "batch-0001: 6 rows are under way as batch_" in heard.notes[0]
+    assert heard.notes[0] == f"batch-0001: 6 requests go to m at {server.base_url}"
+    assert "batch-0001: 6 rows are under way as batch_" in heard.notes[1]
     state = json.loads((tmp_path / "batch-0001.json").read_text())
     assert (state["status"], state["collected"], state["used"], state["rows"]) == ("completed", True, True, 6)
     assert server.batches[0].metadata == {"anchored": state["tag"]}
     assert server.keys_seen == {f"Bearer {SECRET}"}
     for path in tmp_path.iterdir():
-        assert SECRET not in path.read_text()
+        assert SECRET.encode() not in path.read_bytes()
 
 
 def test_a_batch_and_a_live_chat_send_the_same_and_share_the_store(server: BatchServer, tmp_path: Path) -> None:
@@ -135,13 +141,21 @@ def test_a_batch_and_a_live_chat_send_the_same_and_share_the_store(server: Batch
 
     chat = asyncio.run(live())
     assert server.live == [server.batches[0].rows[0]["body"]]
-    means = Means(BatchFolder(tmp_path), lambda: BatchApi(Connection(chosen)), lambda: chat, Heard())
-    batched = asyncio.run(_made(lambda: BatchChat(chosen, BatchSettings(), "submit", means)))
+    with ReplyStore(tmp_path / "replies.sqlite") as store:
+        batched = asyncio.run(made(store, chosen))
     assert (batched.name, batched.fingerprint) == (chat.name, chat.fingerprint)
 
 
-async def _made(make: Callable[[], BatchChat]) -> BatchChat:
-    return make()
+async def made(store: ReplyStore, settings: EndpointSettings) -> BatchChat:
+    """A chat that would wait long for more before it sends anything."""
+    means = Means(
+        BatchFolder(store.path.parent / "batches"),
+        store,
+        lambda: BatchApi(Connection(settings)),
+        lambda: open_endpoints(settings),
+        Heard(),
+    )
+    return BatchChat(settings, BatchSettings(linger_seconds=3600), "submit", means)
 
 
 @pytest.mark.parametrize("how", [{"rows": 2}, {"megabytes": 0.0006}])
@@ -161,9 +175,17 @@ def test_what_is_in_the_error_file_is_an_outcome_or_asked_again(server: BatchSer
     assert [len(batch.rows) for batch in server.batches] == [6, 3]
 
 
-@pytest.mark.parametrize("status", ["expired", "cancelled"])
-def test_what_came_before_a_batch_was_ended_is_kept(server: BatchServer, tmp_path: Path, status: str) -> None:
-    server.fates = [Fate(status, answered=4)]
+def test_what_came_before_a_batch_expired_is_kept(server: BatchServer, tmp_path: Path) -> None:
+    server.fates = [Fate("expired", answered=4)]
+    assert texts(ask(server, tmp_path)) == UPPER
+    assert [len(batch.rows) for batch in server.batches] == [6, 2]
+
+
+def test_a_batch_that_others_cancelled_is_not_made_again_unasked(server: BatchServer, tmp_path: Path) -> None:
+    server.fates = [Fate("cancelled", answered=4)]
+    with pytest.raises(Stopped, match=r"batch-0001 \(batch_2\) was cancelled at m at .*; what it answered is kept"):
+        ask(server, tmp_path)
+    assert len(server.batches) == 1
     assert texts(ask(server, tmp_path)) == UPPER
     assert [len(batch.rows) for batch in server.batches] == [6, 2]
 
@@ -360,7 +382,11 @@ def test_a_row_costs_half_and_is_counted_once(server: BatchServer, tmp_path: Pat
 def test_a_cap_makes_batches_smaller_and_is_never_passed(server: BatchServer, tmp_path: Path) -> None:
     worst = (1024 * 10 + 100 * 2) / 1e6 / 2
     cap = 2.5 * worst
-    assert texts(ask(server, tmp_path, purse=Purse(cap), price=PRICE)) == UPPER
+    heard = Heard()
+    assert texts(ask(server, tmp_path, purse=Purse(cap), price=PRICE, heard=heard)) == UPPER
+    assert heard.notes[0].endswith(
+        " USD at most; 4 more wait, create.budget_usd has no room for them at their worst case"
+    )
     assert [len(batch.rows) for batch in server.batches] == [2, 2, 2]
     with pytest.raises(BudgetReached, match=r"raise create\.budget_usd"):
         ask(server, tmp_path / "less", purse=Purse(0.5 * worst), price=PRICE)
@@ -455,25 +481,75 @@ def test_faults_in_result_lines(line: dict[str, Any], follows: str) -> None:
     assert fault.follows == follows
 
 
-def test_a_store_before_it_keeps_what_batches_gave(server: BatchServer, tmp_path: Path) -> None:
-    chosen = settings_of(server, price=PRICE)
-
-    async def twice() -> tuple[int, float]:
+def test_the_chat_is_closed_at_any_moment(server: BatchServer, tmp_path: Path) -> None:
+    async def closed_after(steps: int) -> None:
         with ReplyStore(tmp_path / "replies.sqlite") as store:
-            purse = Purse(None, store.spent())
-            means = Means(
-                BatchFolder(tmp_path / "batches"),
-                lambda: BatchApi(Connection(chosen)),
-                lambda: open_endpoints(chosen),
-                Heard(),
-                purse=purse,
-            )
-            how = BatchSettings(linger_seconds=0.05, poll_seconds=0.01)
-            remembered = store.remember(BatchChat(chosen, how, "submit", means), purse)
-            await ask_all(remembered, map(a_request, WORDS))
-            await remembered.close()
-            return remembered.asked, sum(spending.usd for spending in store.spent())
+            chat = await made(store, settings_of(server))
+            await chat.begin()
+            asked = asyncio.create_task(chat.reply(a_request("ape")))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(60):
+                await chat.close()
+            asked.cancel()
 
-    assert asyncio.run(twice()) == (6, pytest.approx(6 * USED))
-    assert asyncio.run(twice()) == (0, pytest.approx(6 * USED))
-    assert NoReply.__mro__[1] is ReplyError
+    for steps in range(8):
+        asyncio.run(closed_after(steps))
+
+
+def spent(folder: Path) -> float:
+    """What the store has listed, in USD."""
+    with ReplyStore(folder / "replies.sqlite") as store:
+        return sum(spending.usd for spending in store.spent())
+
+
+def kept(folder: Path) -> int:
+    with ReplyStore(folder / "replies.sqlite") as store:
+        return store.count()
+
+
+def test_what_nobody_asks_for_any_more_is_kept_and_counted_once(server: BatchServer, tmp_path: Path) -> None:
+    server.hiccups["look"] = [fails(401)]
+    with pytest.raises(ModelError):
+        ask(server, tmp_path, purse=Purse(), price=PRICE)
+    assert (kept(tmp_path), spent(tmp_path)) == (0, 0)
+    purse = Purse()
+    assert texts(ask(server, tmp_path, ["ape", "gnu"], purse=purse, price=PRICE)) == ["APE", "GNU"]
+    assert kept(tmp_path) == 7
+    assert spent(tmp_path) == pytest.approx(7 * USED) == purse.spent_usd
+    assert texts(ask(server, tmp_path, purse=Purse(), price=PRICE)) == UPPER
+    assert spent(tmp_path) == pytest.approx(7 * USED)
+    assert set(server.submitted.values()) == {1}
+
+
+def test_a_batch_is_counted_once_by_a_process_that_was_killed_before_it_noted_so(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    ask(server, tmp_path, purse=Purse(), price=PRICE)
+    state = tmp_path / "batch-0001.json"
+    state.write_text(state.read_text().replace('"kept": true', '"kept": false'))
+    with sqlite3.connect(tmp_path / "replies.sqlite") as store:  # the latest part of it was not in the store yet
+        store.execute("delete from replies where rowid > 4")
+        store.execute("delete from spending where rowid > 4")
+    purse = Purse(None, [Spending("m", spent(tmp_path), "usage")])
+    assert texts(ask(server, tmp_path, WORDS[:1], purse=purse, price=PRICE)) == ["APE"]
+    assert kept(tmp_path) == 6
+    assert spent(tmp_path) == pytest.approx(6 * USED) == purse.spent_usd
+    assert not server.live
+    assert len(server.batches) == 1
+
+
+def test_a_request_that_failed_in_other_processes_is_not_asked_for_ever(server: BatchServer, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"how": {"retries": 2}, "complete": False}
+    server.hiccups["look"] = [fails(401)]
+    server.fates = [Fate("expired", answered=0), Fate(missing=frozenset({0})), Fate("expired", answered=0)]
+    with pytest.raises(ModelError):
+        ask(server, tmp_path, ["ape"], **more)
+    for _ in range(2):
+        failed = ask(server, tmp_path, ["ape"], **more)
+        assert texts(failed) == ["NoReply"]
+        assert "in 3 batches (last: the batch was expired)" in str(failed[0])
+        assert len(server.batches) == 3
+    assert texts(ask(server, tmp_path, ["ape"], how={"retries": 2})) == ["NoReply"]
+    # the stage was complete, so it may be asked again
+    assert texts(ask(server, tmp_path, ["ape"], how={"retries": 2})) == ["APE"]
