@@ -110,10 +110,14 @@ def run(
     limit: Limit = None,
     target: Target = None,
     redo: Redo = None,
+    batch: ByBatch = False,
 ) -> None:
     """All stages, from prompts to report; the same command again goes on where the last one ended."""
+    from anchored.pipeline import Batching
+
     stages = STAGES[: STAGES.index(until) + 1] if until else STAGES
-    _run(recipe, _with_target(overrides, target), out or Path("runs") / recipe.stem, stages, limit, redo)
+    folder = out or Path("runs") / recipe.stem
+    _run(recipe, _with_target(overrides, target), folder, stages, limit, redo, Batching("submit") if batch else None)
 
 
 @app.command()
@@ -132,13 +136,16 @@ def create(
     """Prompts to preference pairs."""
     from anchored.pipeline import Batching
 
-    if batch + batch_export + cancel_batches > 1:
+    if batch + batch_export + cancel_batches > 1 or (cancel_batches and batch_import):
         raise typer.BadParameter("choose one of --batch, --batch-export and --cancel-batches")
     for file in batch_import or ():
         if not file.is_file():
             raise typer.BadParameter(f"--batch-import {file}: there is no such file")
+    if cancel_batches:
+        _cancel_batches(recipe, overrides or (), out)
+        return
     way = "submit" if batch else "export" if batch_export else "live"
-    batching = Batching(way, tuple(batch_import or ()), cancel_batches)
+    batching = Batching(way, tuple(batch_import or ()))
     _run(recipe, _with_target(overrides, target), out, ("create",), limit, redo, batching)
 
 
@@ -414,6 +421,15 @@ def _run(
         progress.note(f"{', '.join(stages)} in {out}")
         finished = execute(plan, progress)
     _show(finished, stages)
+
+
+def _cancel_batches(path: Path, overrides: Sequence[str], out: Path) -> None:
+    from anchored import recipe as recipes
+    from anchored.pipeline import Plan, cancel
+    from anchored.terminal import Terminal
+
+    with Terminal(_out) as progress:
+        cancel(Plan(recipes.load(path, overrides), out), progress)
 
 
 def _show(run: Run, stages: Sequence[str]) -> None:

@@ -72,8 +72,6 @@ class Batching:
     way: Way = "live"
     imports: Sequence[Path] = ()
     """Files of replies to what was exported."""
-    cancel: bool = False
-    """End what is under way, and do nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +105,14 @@ def execute(plan: Plan, progress: Progress) -> Run:
                 continue
             _STAGES[stage](run, plan, progress)
     return run
+
+
+def cancel(plan: Plan, progress: Progress) -> None:
+    """End the batches of the plan's run at their endpoints, and do nothing else."""
+    run = Run(plan.folder)
+    asked = {fingerprint(one): one for one in _batchable(plan.recipe.create).values()}
+    with run.lock():
+        asyncio.run(cancel_batches(BatchFolder(run.batches), asked, progress))
 
 
 def _train_with_others(run: Run, plan: Plan, progress: Progress) -> None:
@@ -198,15 +204,8 @@ def _create(run: Run, plan: Plan, progress: Progress) -> None:
     recipe, batching = plan.recipe, plan.batching or Batching()
     if recipe.train.data is not None:
         progress.note(f"create: not needed, train.data is {recipe.train.data}")
-    elif batching.cancel:
-        asyncio.run(_cancel_batches(run, recipe, progress))
     else:
         asyncio.run(_create_pairs(run, recipe, batching, progress))
-
-
-async def _cancel_batches(run: Run, recipe: Recipe, progress: Progress) -> None:
-    asked = _batchable(recipe.create).values()
-    await cancel_batches(BatchFolder(run.batches), {fingerprint(one): one for one in asked}, progress)
 
 
 async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: Progress) -> None:
@@ -252,6 +251,7 @@ class _Opened:
         asked = recipe.create.endpoints()
         purse = Purse(recipe.create.budget_usd, store.spent()) if any(one.price for one in asked.values()) else None
         by_batch = _by_batch(run, recipe.create, batching)
+        self._note_whose_model_is_gone(run, by_batch)
         opened: dict[str, OpenAIChat | Endpoints | ServedChat | BatchChat] = {}
         for role, endpoint in asked.items():
             if _address(endpoint) not in opened:
@@ -267,6 +267,15 @@ class _Opened:
         for role, endpoint in asked.items():
             self.chats[role] = store.remember(opened[_address(endpoint)], purse if endpoint.price else None)
         self._live = [chat for role, chat in self.chats.items() if role not in by_batch]
+
+    def _note_whose_model_is_gone(self, run: Run, by_batch: Mapping[str, EndpointSettings]) -> None:
+        asked = {fingerprint(endpoint) for endpoint in by_batch.values()}
+        for batch in BatchFolder(run.batches).batches():
+            if not batch.state.kept and batch.state.fingerprint not in asked:
+                self._progress.note(
+                    f"{batch.name}: it is under way at {batch.state.base_url} and the recipe asks no "
+                    f"{batch.state.fingerprint} now; with its endpoint in the recipe, --cancel-batches ends it"
+                )
 
     def _batch_chat(self, endpoint: EndpointSettings, purse: Purse | None) -> BatchChat:
         means = Means(
@@ -294,10 +303,13 @@ def _by_batch(run: Run, settings: CreateSettings, batching: Batching) -> dict[st
         served = ", ".join(f"{role} (serve: {one.serve})" for role, one in settings.endpoints().items())
         why = f"{served} answers from this machine" if served else f"{settings.method} asks no endpoint here"
         raise RecipeError(f"--batch: {why}; leave --batch, --batch-export and --batch-import out")
+    under_way = {batch.state.fingerprint for batch in BatchFolder(run.batches).batches() if not batch.state.kept}
     addresses: dict[str, tuple[str, str]] = {}
     for role, one in found.items():
-        other, address = addresses.setdefault(fingerprint(one), (role, _address(one)))
-        if address != _address(one):
+        model = fingerprint(one)
+        other, address = addresses.setdefault(model, (role, _address(one)))
+        # a batch is followed by one chat alone; live, where none is under way, there is none to follow
+        if address != _address(one) and (batching.way == "submit" or model in under_way):
             raise RecipeError(
                 f"create: by batch, {other} and {role} ask the same model {one.model} in two ways; give both the same "
                 "base_url, key_env, price and limits"
