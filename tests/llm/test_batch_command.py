@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,21 @@ from batch_server import Answer, BatchServer, Fate, Made
 from commands import ENVIRONMENT, POCKET, Finished, anchored, anchored_killed, command
 from fault_server import Act, completion, fails, hangs
 
+from anchored import cli
 from anchored.pocket.teacher import Teacher
 
 SECRET = "sk-a-key-that-must-not-be-seen"
 ROWS = 14
 PAIRS = ("pairs.parquet", "held_out.parquet", "refused.parquet")
+
+
+def anchored_here(*arguments: object) -> Finished:
+    """The same as `anchored`, in this process, which has loaded everything already."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["anchored", *map(str, arguments)])
+        code = cli._exit_code()
+    return Finished(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +56,7 @@ def answer() -> Iterator[Answer]:
 
 @pytest.fixture
 def server(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchServer]:
+    monkeypatch.setenv("ANCHORED_TEST_KEY", SECRET)
     monkeypatch.setitem(ENVIRONMENT, "ANCHORED_TEST_KEY", SECRET)
     with BatchServer(answer) as server:
         yield server
@@ -64,7 +78,7 @@ def arguments(server: BatchServer, folder: Path, *more: str) -> list[object]:
 def live(answer: Answer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("live")
     with BatchServer(answer) as server:
-        done = anchored(*arguments(server, folder))
+        done = anchored_here(*arguments(server, folder))
     assert done.code == 0, done.err
     assert len(server.live) == ROWS
     return folder
@@ -89,7 +103,7 @@ def assert_the_same(folder: Path, live: Path) -> None:
 
 
 def test_by_batch_the_pairs_are_those_of_a_live_run(server: BatchServer, live: Path, tmp_path: Path) -> None:
-    done = anchored(*arguments(server, tmp_path / "run", "--batch"))
+    done = anchored_here(*arguments(server, tmp_path / "run", "--batch"))
     assert done.code == 0, done.err
     assert f"batch-0001: {ROWS} rows are under way as batch_" in done.out
     assert [len(batch.rows) for batch in server.batches] == [ROWS]
@@ -128,8 +142,10 @@ def content_hangs_half_way(server: BatchServer) -> tuple[str, list[Act], dict[st
     "stuck",
     [
         reply_to_making_hangs,
-        content_hangs_half_way,
-        *(pytest.param(stuck, marks=pytest.mark.slow) for stuck in (upload_hangs, making_hangs, look_hangs)),
+        *(
+            pytest.param(stuck, marks=pytest.mark.slow)
+            for stuck in (upload_hangs, making_hangs, look_hangs, content_hangs_half_way)
+        ),
     ],
 )
 def test_killed_anywhere_it_submits_nothing_twice(
@@ -144,7 +160,7 @@ def test_killed_anywhere_it_submits_nothing_twice(
     code = anchored_killed(*arguments(server, sampled, "--batch"), when=lambda: server.calls[route] > 0)
     assert code == -signal.SIGKILL
     assert not (sampled / "pairs.parquet").exists()
-    done = anchored(*arguments(server, sampled, "--batch"))
+    done = anchored_here(*arguments(server, sampled, "--batch"))
     assert done.code == 0, done.err
     assert server.submitted == Counter(dict.fromkeys(server.submitted, 1))
     assert len(server.submitted) == ROWS
@@ -152,6 +168,7 @@ def test_killed_anywhere_it_submits_nothing_twice(
     assert_the_same(sampled, live)
 
 
+@pytest.mark.slow
 def test_interrupted_it_says_what_goes_on_and_a_live_run_takes_it_over(
     server: BatchServer, live: Path, sampled: Path
 ) -> None:
@@ -171,10 +188,10 @@ def test_interrupted_it_says_what_goes_on_and_a_live_run_takes_it_over(
     assert f"1 batch goes on at pocket-teacher at {server.base_url} ({ROWS} rows); the same command collects" in out
     assert "interrupted; the same command goes on from here" in err
 
-    ended = anchored(*arguments(server, sampled, "--cancel-batches"))
+    ended = anchored_here(*arguments(server, sampled, "--cancel-batches"))
     assert (ended.code, server.batches[0].cancelled) == (0, True)
     assert "cancelling" in ended.out
-    done = anchored(*arguments(server, sampled))
+    done = anchored_here(*arguments(server, sampled))
     assert done.code == 0, done.err
     assert len(server.live) == ROWS - 9
     assert len(server.batches) == 1
@@ -185,7 +202,7 @@ def test_exported_run_elsewhere_and_imported_the_pairs_are_the_same(
     server: BatchServer, live: Path, tmp_path: Path, answer: Answer
 ) -> None:
     folder = tmp_path / "run"
-    stopped = anchored(*arguments(server, folder, "--batch-export"))
+    stopped = anchored_here(*arguments(server, folder, "--batch-export"))
     exported = folder / "batches" / "export-0001.jsonl"
     assert stopped.code == 3
     assert f"{ROWS} requests are in {exported}; run them, as with `vllm run-batch -i {exported}" in stopped.err
@@ -195,7 +212,7 @@ def test_exported_run_elsewhere_and_imported_the_pairs_are_the_same(
         for line in map(json.loads, lines):
             response = {"status_code": 200, "request_id": "vllm-1", "body": answer(line["body"])}
             out.write(json.dumps({"id": "vllm-1", "custom_id": line["custom_id"], "response": response}) + "\n")
-    done = anchored(*arguments(server, folder, "--batch-import", str(results)))
+    done = anchored_here(*arguments(server, folder, "--batch-import", str(results)))
     assert done.code == 0, done.err
     assert f"{results}: {ROWS} replies" in done.out.replace("\n", " ")
     assert not server.calls
@@ -210,6 +227,7 @@ def says(body: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def several(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchServer]:
+    monkeypatch.setenv("ANCHORED_TEST_KEY", SECRET)
     monkeypatch.setitem(ENVIRONMENT, "ANCHORED_TEST_KEY", SECRET)
     with BatchServer(says) as server:
         yield server
@@ -237,14 +255,14 @@ def models_of(batches: list[Made]) -> list[tuple[str, int]]:
 
 
 def test_several_models_each_have_their_own_batches(several: BatchServer, tmp_path: Path) -> None:
-    done = anchored(*off_policy(several, tmp_path / "live"))
+    done = anchored_here(*off_policy(several, tmp_path / "live"))
     assert done.code == 0, done.err
     assert len(several.live) == 24
     several.live.clear()
     several.hiccups["look"] = [fails(401)]  # ends the process while both are under way
-    stopped = anchored(*off_policy(several, tmp_path / "run", "--batch"))
+    stopped = anchored_here(*off_policy(several, tmp_path / "run", "--batch"))
     assert stopped.code == 2, stopped.err
-    done = anchored(*off_policy(several, tmp_path / "run", "--batch"))
+    done = anchored_here(*off_policy(several, tmp_path / "run", "--batch"))
     assert done.code == 0, done.err
     # the held-out rows and those of the pilot have no round of their own
     assert sorted(models_of(several.batches)) == [("ada", 8), ("bob", 8), ("judge", 8)]
@@ -253,11 +271,12 @@ def test_several_models_each_have_their_own_batches(several: BatchServer, tmp_pa
     assert_the_same(tmp_path / "run", tmp_path / "live")
 
 
+@pytest.mark.slow
 def test_batches_of_several_models_are_cancelled_together(several: BatchServer, tmp_path: Path) -> None:
     several.fates = [Fate("cancelled", answered=3, looks=10**6) for _ in range(2)]
     code = anchored_killed(*off_policy(several, tmp_path, "--batch"), when=lambda: several.calls["look"] > 3)
     assert code == -signal.SIGKILL
-    ended = anchored(*off_policy(several, tmp_path, "--cancel-batches"))
+    ended = anchored_here(*off_policy(several, tmp_path, "--cancel-batches"))
     assert (ended.code, ended.out.count("cancelling")) == (0, 2), ended.out + ended.err
     assert all(batch.cancelled for batch in several.batches)
 
@@ -266,7 +285,7 @@ def test_what_several_models_are_asked_is_exported_together(several: BatchServer
     folder, results = tmp_path / "run", tmp_path / "OUT.jsonl"
     more: tuple[str, ...] = ()
     for expected in ({"ada": 8, "bob": 8}, {"judge": 8}):
-        stopped = anchored(*off_policy(several, folder, "--batch-export", *more))
+        stopped = anchored_here(*off_policy(several, folder, "--batch-export", *more))
         assert stopped.code == 3, stopped.err
         exports = sorted((folder / "batches").glob("export-*.jsonl"))
         lines = [json.loads(line) for path in exports for line in path.read_text().splitlines()]
@@ -276,14 +295,14 @@ def test_what_several_models_are_asked_is_exported_together(several: BatchServer
                 response = {"status_code": 200, "body": says(line["body"])}
                 out.write(json.dumps({"custom_id": line["custom_id"], "response": response}) + "\n")
         more = ("--batch-import", str(results))
-    done = anchored(*off_policy(several, folder, *more))
+    done = anchored_here(*off_policy(several, folder, *more))
     assert done.code == 0, done.err
     assert "24 replies" in done.out.replace("\n", " ")
     assert not several.calls
 
 
 def test_teachers_that_have_no_batches_are_named(tmp_path: Path) -> None:
-    done = anchored("create", POCKET, "--out", tmp_path / "run", "--batch")
+    done = anchored_here("create", POCKET, "--out", tmp_path / "run", "--batch")
     assert done.code == 2
     assert "teacher (serve: pocket) answers from this machine; leave --batch" in done.err.replace("\n", " ")
 
@@ -293,6 +312,6 @@ def test_options_that_exclude_one_another_are_named(server: BatchServer, tmp_pat
         (("--batch", "--batch-export"), "choose one of --batch, --batch-export and --cancel-batches"),
         (("--batch-import", str(tmp_path / "none.jsonl")), "none.jsonl: there is no such file"),
     ):
-        done: Finished = anchored(*arguments(server, tmp_path / "run", *more))
+        done: Finished = anchored_here(*arguments(server, tmp_path / "run", *more))
         assert done.code == 2
         assert words in done.err
