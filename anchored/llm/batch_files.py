@@ -62,7 +62,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     except FileNotFoundError:
         state = f"{path.name.split('.')[0]}.json"
         raise DataError(
-            f"{path}: the requests of a batch are gone; restore the file, or delete {state} beside it to ask its rows "
+            f"{path}: the requests of a batch are gone; restore the file, or delete {state} beside it to ask its requests "
             "again"
         ) from None
 
@@ -187,7 +187,7 @@ class State:
 
     base_url: str
     fingerprint: str
-    rows: int
+    requests: int
     usd: float
     """The most that it can cost; 0 where money is not counted."""
     tag: str = field(default_factory=lambda: uuid4().hex)

@@ -97,7 +97,7 @@ class BatchChat:
         self._queue = Queue()
         """Of the rows, those in no batch."""
         self._refused: set[str] = set()
-        self._most_rows = how.rows
+        self._most_rows = how.requests
         self._not_before = 0.0
         self._short_of_money = self._crowded = False
         """Nothing goes out until a batch has ended; until one has ended well."""
@@ -164,12 +164,12 @@ class BatchChat:
         left = [batch for batch in self._batches if batch.state.batch_id and not batch.state.collected]
         if not left or not self._opened_api:
             return
-        rows, where = sum(batch.state.rows for batch in left), self._opened_api.connection.where
-        go_on = "1 batch goes on" if len(left) == 1 else f"{len(left)} batches go on"
-        then = "the same command collects them, and --cancel-batches ends them"
+        count, where = sum(batch.state.requests for batch in left), self._opened_api.connection.where
+        go_on, them = ("1 batch goes on", "it") if len(left) == 1 else (f"{len(left)} batches go on", "them")
+        then = f"the same command collects {them}, and --cancel-batches ends {them}"
         if self._complete:
-            then = "nothing asks for them now; --cancel-batches ends them, --redo create collects them"
-        self._means.progress.note(f"{go_on} at {where} ({rows:,} rows); {then}")
+            then = f"nothing asks for {them} now; --cancel-batches ends {them}, --redo create collects {them}"
+        self._means.progress.note(f"{go_on} at {where} ({count:,} requests); {then}")
 
     # what is known already
 
@@ -246,7 +246,7 @@ class BatchChat:
         if state.base_url != base_url:
             raise ModelError(
                 f"{batch.file}: this batch was sent to {state.base_url}, not {base_url}; give the old base_url back "
-                "until it is collected, or delete the file to ask its rows again"
+                "until it is collected, or delete the file to ask its requests again"
             )
         if state.batch_id:
             return True
@@ -407,7 +407,7 @@ class BatchChat:
         if purse and self._queue and purse.left_usd < self._queue.first.usd:
             usd += f"; {len(self._queue):,} more wait, create.budget_usd has no room for them at their worst case"
         where = self._api().connection.where
-        self._means.progress.note(f"{batch.name}: {batch.state.rows:,} requests go to {where}{usd}")
+        self._means.progress.note(f"{batch.name}: {batch.state.requests:,} requests go to {where}{usd}")
 
     async def _made(self, state: State) -> Look | Fault:
         """One attempt at making a batch. Where it is not known whether one was made, the endpoint is asked."""
@@ -433,7 +433,7 @@ class BatchChat:
                 self._note_failed(batch, look)
                 return
             ended_by_others = look.status == "cancelled" and not asked_to_end
-        self._crowded, self._most_rows = False, min(self._how.rows, 2 * self._most_rows)
+        self._crowded, self._most_rows = False, min(self._how.requests, 2 * self._most_rows)
         self._wake.set()
         await self._keep(batch, ended_by_others)
 
@@ -516,8 +516,8 @@ class BatchChat:
     async def _followed(self, batch: Batch) -> Look:
         progress, state = self._means.progress, batch.state
         wait, done = min(FIRST_LOOK_SECONDS, self._how.poll_seconds), 0
-        progress.note(f"{batch.name}: {state.rows:,} rows are under way as {state.batch_id}")
-        progress.start(batch.name, state.rows)
+        progress.note(f"{batch.name}: {state.requests:,} requests are under way as {state.batch_id}")
+        progress.start(batch.name, state.requests)
         try:
             while True:
                 look = await self._patiently(lambda: self._api().look(state), unknown=batch)
@@ -537,10 +537,10 @@ class BatchChat:
             raise ModelError(f"{where} takes no such batch ({look.errors}); {batch.requests} is what was sent")
         rows = [self._rows[key] for key in keys_of(batch.requests) if key in self._rows]
         others = len(self._tasks) > 1
-        if batch.state.rows == 1 and not others:
+        if batch.state.requests == 1 and not others:
             raise Stopped(f"{where} takes no batch now ({look.errors}); the same command goes on later")
-        log.warning("%s has too much under way (%s); fewer rows go out later", where, look.errors)
-        self._most_rows = max(1, min(self._most_rows, batch.state.rows) // 2)
+        log.warning("%s has too much under way (%s); fewer requests go out later", where, look.errors)
+        self._most_rows = max(1, min(self._most_rows, batch.state.requests) // 2)
         self._crowded = others
         self._not_before = asyncio.get_running_loop().time() + self._how.poll_seconds
         for row in rows:
@@ -607,7 +607,7 @@ class BatchChat:
         if fault.status == 404 and unknown:
             return (
                 f"{connection.where} knows no batch {unknown.state.batch_id} ({fault.reason}); give back the key that "
-                f"it was made with, or delete {unknown.file} to ask its rows again"
+                f"it was made with, or delete {unknown.file} to ask its requests again"
             )
         if fault.status in (404, 405):
             return f"{connection.where} has no Batch API ({fault.reason}); leave out --batch, or see --batch-export"
@@ -655,30 +655,41 @@ class BatchChat:
 async def cancel_batches(folder: BatchFolder, asked: Mapping[str, EndpointSettings], progress: Progress) -> None:
     """End the batches that are under way; what they answered is collected when the stage goes on.
 
-    `asked` are the endpoints of the recipe, by the fingerprint of their chats.
+    `asked` are the endpoints of the recipe, by the fingerprint of their chats. Raises a ModelError that names the
+    batches that could not be ended.
     """
     unfinished = [batch for batch in folder.batches() if batch.state.batch_id and not batch.state.collected]
+    left = []
     for batch in unfinished:
-        progress.note(f"{batch.name} ({batch.state.batch_id}, {batch.state.rows:,} rows): {await _end(batch, asked)}")
+        came = await _cancel(batch, asked.get(batch.state.fingerprint))
+        named = f"{batch.name} ({batch.state.batch_id}, {batch.state.requests:,} requests)"
+        if isinstance(came, Fault):
+            left.append(f"{named} is not cancelled: {came.reason}")
+        else:
+            progress.note(f"{named}: {came.status}")
+    if left:
+        raise ModelError("\n".join(left))
     if not unfinished:
         progress.note("no batch is under way")
 
 
-async def _end(batch: Batch, asked: Mapping[str, EndpointSettings]) -> str:
-    """What came of a batch's end, in words."""
-    settings = asked.get(batch.state.fingerprint)
+async def _cancel(batch: Batch, settings: EndpointSettings | None) -> Look | Fault:
+    """How the batch is after it was cancelled, unless it had ended."""
+    state = batch.state
     if settings is None:
-        return f"not cancelled: the recipe asks no {batch.state.fingerprint} now; give its endpoint back"
+        return Fault("row", f"the recipe asks no {state.fingerprint} now; give its endpoint back")
     connection = Connection(settings)
     try:
-        if connection.base_url != batch.state.base_url:
-            return f"not cancelled: it was sent to {batch.state.base_url}; give that base_url back"
-        look = await BatchApi(connection).cancel(batch.state)
-        if isinstance(look, Fault):
-            return f"not cancelled: {look.reason}"
-        batch.state.status = look.status  # so that it is known who ended it
-        batch.save()
-        return look.status
+        if connection.base_url != state.base_url:
+            return Fault("row", f"it was sent to {state.base_url}; give that base_url back")
+        api = BatchApi(connection)
+        look = await api.look(state)
+        if not isinstance(look, Fault) and not look.ended:
+            look = await api.cancel(state)
+        if not isinstance(look, Fault):
+            state.status = look.status  # so that it is known who ended it
+            batch.save()
+        return look
     finally:
         await connection.close()
 

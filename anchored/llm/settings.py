@@ -217,12 +217,12 @@ class Price(Settings):
 class BatchSettings(Settings):
     """How requests go by an endpoint's Batch API, or to files, where the command says so (`--batch`)."""
 
-    rows: int = Field(default=50_000, ge=1)
+    requests: int = Field(default=50_000, ge=1)
     """Most requests in one batch; OpenAI takes 50,000."""
     megabytes: float = Field(default=190, gt=0, allow_inf_nan=False)
     """Largest file of one batch; OpenAI takes 200."""
     under_way: int = Field(default=200_000, ge=1)
-    """Most rows that wait for batches at a time; each takes some 20 kB of memory."""
+    """Most rows of pairs that wait for batches at a time; each takes some 20 kB of memory."""
     linger_seconds: float = Field(default=5, gt=0, allow_inf_nan=False)
     """What has gathered is sent when nothing was asked for so long and the policy has no answer under way."""
     poll_seconds: float = Field(default=60, gt=0, allow_inf_nan=False)

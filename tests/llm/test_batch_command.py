@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from batch_server import Answer, BatchServer, Fate, Made
-from commands import ENVIRONMENT, POCKET, Finished, anchored, anchored_killed, command
+from commands import ENVIRONMENT, POCKET, Finished, anchored_killed, command
 from fault_server import Act, completion, fails, hangs
 
 from anchored import cli
@@ -105,7 +105,7 @@ def assert_the_same(folder: Path, live: Path) -> None:
 def test_by_batch_the_pairs_are_those_of_a_live_run(server: BatchServer, live: Path, tmp_path: Path) -> None:
     done = anchored_here(*arguments(server, tmp_path / "run", "--batch"))
     assert done.code == 0, done.err
-    assert f"batch-0001: {ROWS} rows are under way as batch_" in done.out
+    assert f"batch-0001: {ROWS} requests are under way as batch_" in done.out
     assert [len(batch.rows) for batch in server.batches] == [ROWS]
     assert not server.live
     assert_the_same(tmp_path / "run", live)
@@ -185,7 +185,7 @@ def test_interrupted_it_says_what_goes_on_and_a_live_run_takes_it_over(
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert f"1 batch goes on at pocket-teacher at {server.base_url} ({ROWS} rows); the same command collects" in out
+    assert f"1 batch goes on at pocket-teacher at {server.base_url} ({ROWS} requests); the same command collects" in out
     assert "interrupted; the same command goes on from here" in err
 
     ended = anchored_here(*arguments(server, sampled, "--cancel-batches"))

@@ -119,9 +119,9 @@ def test_requests_go_out_together_and_come_back_in_their_places(server: BatchSer
     assert not server.live
     assert heard.done == {"batch-0001": 6}
     assert heard.notes[0] == f"batch-0001: 6 requests go to m at {server.base_url}"
-    assert "batch-0001: 6 rows are under way as batch_" in heard.notes[1]
+    assert "batch-0001: 6 requests are under way as batch_" in heard.notes[1]
     state = json.loads((tmp_path / "batch-0001.json").read_text())
-    assert (state["status"], state["collected"], state["used"], state["rows"]) == ("completed", True, True, 6)
+    assert (state["status"], state["collected"], state["used"], state["requests"]) == ("completed", True, True, 6)
     assert server.batches[0].metadata == {"anchored": state["tag"]}
     assert server.keys_seen == {f"Bearer {SECRET}"}
     for path in tmp_path.iterdir():
@@ -158,7 +158,7 @@ async def made(store: ReplyStore, settings: EndpointSettings) -> BatchChat:
     return BatchChat(settings, BatchSettings(linger_seconds=3600), "submit", means)
 
 
-@pytest.mark.parametrize("how", [{"rows": 2}, {"megabytes": 0.0006}])
+@pytest.mark.parametrize("how", [{"requests": 2}, {"megabytes": 0.0006}])
 def test_a_full_batch_goes_and_the_rest_follows(server: BatchServer, tmp_path: Path, how: dict[str, Any]) -> None:
     assert texts(ask(server, tmp_path, how=how)) == UPPER
     assert len(server.batches) == 3
@@ -216,7 +216,7 @@ def test_too_much_under_way_goes_out_in_smaller_batches(server: BatchServer, tmp
 def test_what_was_too_much_waits_until_a_batch_has_ended(server: BatchServer, tmp_path: Path) -> None:
     limit = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for m in organization o."}
     server.fates = [Fate(looks=30), Fate("failed", [limit]), Fate("failed", [limit])]
-    assert texts(ask(server, tmp_path, how={"rows": 2})) == UPPER
+    assert texts(ask(server, tmp_path, how={"requests": 2})) == UPPER
     assert [len(batch.rows) for batch in server.batches] == [2, 2, 2, 2, 2]
 
 
@@ -305,7 +305,7 @@ def test_an_unknown_batch_names_the_way_out(server: BatchServer, tmp_path: Path)
         ask(server, tmp_path)
     made = server.batches.copy()
     server.batches.clear()
-    with pytest.raises(ModelError, match=r"knows no batch batch_.*batch-0001\.json to ask its rows again"):
+    with pytest.raises(ModelError, match=r"knows no batch batch_.*batch-0001\.json to ask its requests again"):
         ask(server, tmp_path)
     server.batches.extend(made)
     assert texts(ask(server, tmp_path)) == UPPER
@@ -357,11 +357,20 @@ def test_cancelled_batches_are_collected(server: BatchServer, tmp_path: Path) ->
         ask(server, tmp_path)
     heard = Heard()
 
-    async def cancel() -> None:
-        await cancel_batches(BatchFolder(tmp_path), {"m": settings_of(server)}, heard)
+    def cancel(asked: dict[str, EndpointSettings]) -> None:
+        asyncio.run(cancel_batches(BatchFolder(tmp_path), asked, heard))
 
-    asyncio.run(cancel())
-    assert "cancelling" in heard.notes[0]
+    with pytest.raises(
+        ModelError, match=r"batch-0001 \(batch_2, 6 requests\) is not cancelled: the recipe asks no m now"
+    ):
+        cancel({})
+    with pytest.raises(ModelError, match="not cancelled: it was sent to"):
+        cancel({"m": settings_of(server, base_url="http://127.0.0.1:9/v1")})
+    server.hiccups["cancel"] = [fails(401)]
+    with pytest.raises(ModelError, match="not cancelled: 401"):
+        cancel({"m": settings_of(server)})
+    cancel({"m": settings_of(server)})
+    assert heard.notes == ["batch-0001 (batch_2, 6 requests): cancelling"]
     assert texts(ask(server, tmp_path, way="live")) == UPPER
     assert len(server.live) == 4
 
@@ -446,7 +455,7 @@ def test_an_export_of_many_rows_is_several_files_and_a_second_one_holds_the_rest
     server: BatchServer, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped, match=r"export-0001\.jsonl to export-0003\.jsonl"):
-        ask(server, tmp_path, way="export", how={"rows": 2})
+        ask(server, tmp_path, way="export", how={"requests": 2})
     results = tmp_path / "OUT.jsonl"
     run_elsewhere(tmp_path / "export-0002.jsonl", results)
     with pytest.raises(Stopped, match="4 requests"):
