@@ -271,7 +271,7 @@ class _Opened:
     def _note_whose_model_is_gone(self, run: Run, by_batch: Mapping[str, EndpointSettings]) -> None:
         asked = {fingerprint(endpoint) for endpoint in by_batch.values()}
         for batch in BatchFolder(run.batches).batches():
-            if not batch.state.kept and batch.state.fingerprint not in asked:
+            if batch.state.is_out and batch.state.fingerprint not in asked:
                 self._progress.note(
                     f"{batch.name}: it is under way at {batch.state.base_url} and the recipe asks no "
                     f"{batch.state.fingerprint} now; with its endpoint in the recipe, --cancel-batches ends it"

@@ -62,8 +62,8 @@ def _lines(path: Path) -> Iterator[bytes]:
     except FileNotFoundError:
         state = f"{path.name.split('.')[0]}.json"
         raise DataError(
-            f"{path}: the requests of a batch are gone; restore the file, or delete {state} beside it to ask its requests "
-            "again"
+            f"{path}: the requests of a batch are gone; restore the file, or delete {state} beside it to ask its "
+            "requests again"
         ) from None
 
 
@@ -204,6 +204,11 @@ class State:
     """Its replies are in the store, and counted."""
     used: bool = False
     """The stage that asked for it is complete."""
+
+    @property
+    def is_out(self) -> bool:
+        """Whether the endpoint may be at work on it."""
+        return bool(self.file_id) and not self.collected
 
 
 class Batch:

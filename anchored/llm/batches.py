@@ -161,7 +161,7 @@ class BatchChat:
             await self._opened_live.close()
 
     def _tell_what_goes_on(self) -> None:
-        left = [batch for batch in self._batches if batch.state.batch_id and not batch.state.collected]
+        left = [batch for batch in self._batches if batch.state.is_out]
         if not left or not self._opened_api:
             return
         count, where = sum(batch.state.requests for batch in left), self._opened_api.connection.where
@@ -658,23 +658,23 @@ async def cancel_batches(folder: BatchFolder, asked: Mapping[str, EndpointSettin
     `asked` are the endpoints of the recipe, by the fingerprint of their chats. Raises a ModelError that names the
     batches that could not be ended.
     """
-    unfinished = [batch for batch in folder.batches() if batch.state.batch_id and not batch.state.collected]
+    unfinished = [batch for batch in folder.batches() if batch.state.is_out]
     left = []
     for batch in unfinished:
         came = await _cancel(batch, asked.get(batch.state.fingerprint))
-        named = f"{batch.name} ({batch.state.batch_id}, {batch.state.requests:,} requests)"
+        named = f"{batch.name} ({batch.state.batch_id or 'uploaded'}, {batch.state.requests:,} requests)"
         if isinstance(came, Fault):
             left.append(f"{named} is not cancelled: {came.reason}")
         else:
-            progress.note(f"{named}: {came.status}")
+            progress.note(f"{named}: {came.status if came else 'no batch was made of it'}")
     if left:
         raise ModelError("\n".join(left))
     if not unfinished:
         progress.note("no batch is under way")
 
 
-async def _cancel(batch: Batch, settings: EndpointSettings | None) -> Look | Fault:
-    """How the batch is after it was cancelled, unless it had ended."""
+async def _cancel(batch: Batch, settings: EndpointSettings | None) -> Look | Fault | None:
+    """How the batch is after it was cancelled, unless it had ended; None: there is none."""
     state = batch.state
     if settings is None:
         return Fault("row", f"the recipe asks no {state.fingerprint} now; give its endpoint back")
@@ -683,10 +683,15 @@ async def _cancel(batch: Batch, settings: EndpointSettings | None) -> Look | Fau
         if connection.base_url != state.base_url:
             return Fault("row", f"it was sent to {state.base_url}; give that base_url back")
         api = BatchApi(connection)
-        look = await api.look(state)
-        if not isinstance(look, Fault) and not look.ended:
-            look = await api.cancel(state)
-        if not isinstance(look, Fault):
+        look = await (api.look(state) if state.batch_id else api.find(state))
+        if look is None:
+            batch.drop()
+            return None
+        if isinstance(look, Look):
+            state.batch_id = look.batch_id
+            if not look.ended:
+                look = await api.cancel(state)
+        if isinstance(look, Look):
             state.status = look.status  # so that it is known who ended it
             batch.save()
         return look

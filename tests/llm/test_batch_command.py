@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -105,6 +107,7 @@ def assert_the_same(folder: Path, live: Path) -> None:
 def test_by_batch_the_pairs_are_those_of_a_live_run(server: BatchServer, live: Path, tmp_path: Path) -> None:
     done = anchored_here(*arguments(server, tmp_path / "run", "--batch"))
     assert done.code == 0, done.err
+    assert f"batch-0001: {ROWS} requests go to pocket-teacher at {server.base_url}" in done.out
     assert f"batch-0001: {ROWS} requests are under way as batch_" in done.out
     assert [len(batch.rows) for batch in server.batches] == [ROWS]
     assert not server.live
@@ -220,9 +223,10 @@ def test_exported_run_elsewhere_and_imported_the_pairs_are_the_same(
 
 
 def says(body: dict[str, Any]) -> dict[str, Any]:
-    """Two models answer, each in its own words; a third prefers the first answer that it is shown."""
-    answer = f"{body['model']} says that it depends on the question, which has {len(body['messages'][-1]['content'])}"
-    return completion("Rationale: it is clearer.\n[1]" if body["model"] == "judge" else answer)
+    """Each model answers in its own words, and prefers as a judge the first answer that it is shown."""
+    asked = body["messages"][-1]["content"]
+    answer = f"{body['model']} says that it depends on the question, which has {len(asked)}"
+    return completion("Rationale: it is clearer.\n[1]" if "[1]" in asked else answer)
 
 
 @pytest.fixture
@@ -250,6 +254,15 @@ def off_policy(server: BatchServer, folder: Path, *more: str) -> list[object]:
     return ["create", POCKET, "--out", folder, *settings, *more]
 
 
+def refuses_once_both_are_followed(server: BatchServer) -> Act:
+    async def act(request: web.Request) -> web.StreamResponse:
+        while server.calls["look"] < 2:
+            await asyncio.sleep(0.01)
+        return await fails(401)(request)
+
+    return act
+
+
 def models_of(batches: list[Made]) -> list[tuple[str, int]]:
     return [(batch.rows[0]["body"]["model"], len(batch.rows)) for batch in batches]
 
@@ -259,7 +272,7 @@ def test_several_models_each_have_their_own_batches(several: BatchServer, tmp_pa
     assert done.code == 0, done.err
     assert len(several.live) == 24
     several.live.clear()
-    several.hiccups["look"] = [fails(401)]  # ends the process while both are under way
+    several.hiccups["look"] = [refuses_once_both_are_followed(several)]
     stopped = anchored_here(*off_policy(several, tmp_path / "run", "--batch"))
     assert stopped.code == 2, stopped.err
     done = anchored_here(*off_policy(several, tmp_path / "run", "--batch"))
@@ -269,6 +282,45 @@ def test_several_models_each_have_their_own_batches(several: BatchServer, tmp_pa
     assert several.submitted == Counter(dict.fromkeys(several.submitted, 1))
     assert not several.live
     assert_the_same(tmp_path / "run", tmp_path / "live")
+
+
+def test_one_model_in_two_ways_has_no_batches_but_reads_those_that_are_there(
+    several: BatchServer, tmp_path: Path
+) -> None:
+    done = anchored_here(*off_policy(several, tmp_path, "--batch"))
+    assert done.code == 0, done.err
+    at = f"base_url: '{several.base_url}', key_env: ANCHORED_TEST_KEY, price: {{input: 2, output: 10}}"
+    two_ways = (f"create.judge={{model: bob, {at}, concurrency: 3}}", "--redo", "create")
+    refused = anchored_here(*off_policy(several, tmp_path, *two_ways, "--batch"))
+    assert refused.code == 2
+    assert "by batch, teacher and candidate 2 ask the same model bob in two ways" in refused.err.replace("\n", " ")
+    live = anchored_here(*off_policy(several, tmp_path, *two_ways))
+    assert live.code == 0, live.err
+    assert Counter(body["model"] for body in several.live) == {"bob": 8}
+
+
+def test_a_batch_that_no_model_of_the_recipe_has_is_told_of(several: BatchServer, tmp_path: Path) -> None:
+    several.hiccups["look"] = [refuses_once_both_are_followed(several)]
+    stopped = anchored_here(*off_policy(several, tmp_path, "--batch"))
+    assert stopped.code == 2
+    assert "refused the key in ANCHORED_TEST_KEY" in stopped.err
+    assert "the same command collects" in stopped.out.replace("\n", " ")
+    other = off_policy(several, tmp_path, "--redo", "create")
+    done = anchored_here(*(str(word).replace("model: ada", "model: cyd") for word in other))
+    assert done.code == 0, done.err
+    told = done.out.replace("\n", " ")
+    assert re.search(rf"batch-000\d: it is under way at {several.base_url} and the recipe asks no ada now", told)
+    # bob's was collected, though live
+    assert Counter(body["model"] for body in several.live) == {"cyd": 8, "judge": 8}
+    ended = anchored_here(*off_policy(several, tmp_path, "--cancel-batches"))
+    assert re.search(r"batch-000\d \(\w+, 8 requests\): (completed|cancelling|no batch was made of it)", ended.out)
+
+
+def test_all_stages_may_go_by_batch(several: BatchServer, tmp_path: Path) -> None:
+    _, *more = off_policy(several, tmp_path)
+    done = anchored_here("run", *more, "--until", "create", "--batch")
+    assert done.code == 0, done.err
+    assert not several.live
 
 
 @pytest.mark.slow

@@ -562,3 +562,21 @@ def test_a_request_that_failed_in_other_processes_is_not_asked_for_ever(server: 
     assert texts(ask(server, tmp_path, ["ape"], how={"retries": 2})) == ["NoReply"]
     # the stage was complete, so it may be asked again
     assert texts(ask(server, tmp_path, ["ape"], how={"retries": 2})) == ["APE"]
+
+
+def test_a_batch_whose_making_was_not_confirmed_is_cancelled(server: BatchServer, tmp_path: Path) -> None:
+    server.lost["make"] = [fails(401)]  # says no although it did it
+    with pytest.raises(ModelError):
+        ask(server, tmp_path)
+    server.hiccups["make"] = [fails(401)]
+    with pytest.raises(ModelError):
+        ask(server, tmp_path / "never")
+    heard = Heard()
+    for folder in (tmp_path, tmp_path / "never"):
+        asyncio.run(cancel_batches(BatchFolder(folder), {"m": settings_of(server)}, heard))
+    assert server.batches[0].cancelled
+    assert heard.notes == [
+        "batch-0001 (batch_2, 6 requests): cancelling",
+        "batch-0001 (uploaded, 6 requests): no batch was made of it",
+    ]
+    assert not (tmp_path / "never" / "batch-0001.json").exists()
