@@ -28,8 +28,9 @@ from anchored.evaluate.questions import Questions
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
 from anchored.llm.alike import WatchedChat
 from anchored.llm.batch_api import BatchApi
+from anchored.llm.batch_endpoint import cancel_batches
 from anchored.llm.batch_files import BatchFolder
-from anchored.llm.batches import BatchChat, Means, Way, cancel_batches
+from anchored.llm.batches import BatchChat, Means, Way
 from anchored.llm.bodies import fingerprint
 from anchored.llm.chat import Chat, Reply, Request
 from anchored.llm.connection import Connection

@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-from anchored.errors import AnchoredError, BudgetReached, DataError, ModelError, NoReply, ReplyError, Stopped
+from anchored.errors import AnchoredError, DataError, ModelError, NoReply, ReplyError, Stopped
 from anchored.llm.batch_api import BatchApi, Look
+from anchored.llm.batch_endpoint import BatchEndpoint
 from anchored.llm.batch_files import Asked, Batch, BatchFolder, Counted, Results, State, keys_of, request_line
 from anchored.llm.batch_queue import Queue, Row
 from anchored.llm.bodies import fingerprint, request_body
 from anchored.llm.chat import Reply, Request
-from anchored.llm.connection import Connection
 from anchored.llm.endpoints import Endpoints
 from anchored.llm.faults import Fault
 from anchored.llm.money import Purse, cost, dollars, worst_case
@@ -40,16 +39,10 @@ Way = Literal[
     "export",  # to files for somebody else to run
     "live",  # one by one; only what is in batches already comes from there
 ]
-SETTLE_SECONDS = 5.0
-"""Until a batch that was made is sure to be in the endpoint's list."""
-FIRST_LOOK_SECONDS = 2.0
-LONGEST_BACKOFF = 60.0
 ROWS_AT_ONCE = 256
 _LACKING = Fault("again", "the results lack it")
 
 log = logging.getLogger(__name__)
-
-Value = TypeVar("Value")
 
 
 class _Met(NamedTuple):
@@ -87,6 +80,8 @@ class BatchChat:
         self.fingerprint = fingerprint(settings)
         self._settings, self._how, self._way, self._means = settings, how, way, means
         self._price = how.price(settings.price) if means.purse else None
+        self._purse = means.purse if self._price else None
+        self._endpoint = BatchEndpoint(settings, how, means.api, means.progress)
         self._imported = Results()
         self._met: dict[str, _Met] = {}
         """By key: of requests that got no reply in a batch since the stage was last complete."""
@@ -107,7 +102,6 @@ class BatchChat:
         self._sender: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
         self._over: Exception | None = None
-        self._opened_api: BatchApi | None = None
         self._opened_live: OpenAIChat | Endpoints | None = None
         self._complete = self._closed = False
 
@@ -155,21 +149,20 @@ class BatchChat:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tell_what_goes_on()
         self._imported.close()
-        if self._opened_api:
-            await self._opened_api.connection.close()
+        await self._endpoint.close()
         if self._opened_live:
             await self._opened_live.close()
 
     def _tell_what_goes_on(self) -> None:
-        left = [batch for batch in self._batches if batch.state.is_out]
-        if not left or not self._opened_api:
+        left = [batch for batch in self._batches if batch.state.is_out and batch.state.batch_id]
+        if not left:
             return
-        count, where = sum(batch.state.requests for batch in left), self._opened_api.connection.where
+        count = sum(batch.state.requests for batch in left)
         go_on, them = ("1 batch goes on", "it") if len(left) == 1 else (f"{len(left)} batches go on", "them")
         then = f"the same command collects {them}, and --cancel-batches ends {them}"
         if self._complete:
             then = f"nothing asks for {them} now; --cancel-batches ends {them}, --redo create collects {them}"
-        self._means.progress.note(f"{go_on} at {where} ({count:,} requests); {then}")
+        self._means.progress.note(f"{go_on} at {self._endpoint.where} ({count:,} requests); {then}")
 
     # what is known already
 
@@ -185,13 +178,13 @@ class BatchChat:
             if not batch.state.used and batch.state.status not in ("failed", "cancelled"):
                 await self._recall(batch)
         self._import()
-        if unfinished and self._way == "export":
+        if self._way == "export" and (out := [batch for batch in unfinished if batch.state.is_out]):
             raise DataError(
-                f"{unfinished[0].file}: this batch is under way; collect it with --batch, or end it with "
+                f"{out[0].file}: this batch is under way; collect it with --batch, or end it with "
                 "--cancel-batches, before what is left is exported"
             )
         for batch in unfinished:
-            if batch.state.collected or await self._was_made(batch):
+            if batch.state.collected or await self._endpoint.was_made(batch):
                 self._batches.append(batch)
                 self._open.update(keys_of(batch.requests))
                 self._start(self._go_on(batch), batch.state.usd)
@@ -240,24 +233,6 @@ class BatchChat:
     def _failure(self, met: _Met) -> NoReply:
         return NoReply(f"{self.name} gave no reply in {met.times} batches (last: {met.last.reason})")
 
-    async def _was_made(self, batch: Batch) -> bool:
-        """Whether the endpoint has the batch; one that was never made is dropped: its rows may not be wanted now."""
-        state, base_url = batch.state, self._api().connection.base_url
-        if state.base_url != base_url:
-            raise ModelError(
-                f"{batch.file}: this batch was sent to {state.base_url}, not {base_url}; give the old base_url back "
-                "until it is collected, or delete the file to ask its requests again"
-            )
-        if state.batch_id:
-            return True
-        if state.file_id:
-            await asyncio.sleep(SETTLE_SECONDS)
-            if look := await self._patiently(lambda: self._api().find(state)):
-                self._note_made(batch, look)
-                return True
-        batch.drop()
-        return False
-
     def _find_imported(self, key: str, request: Request) -> Reply | None:
         """The reply that was imported, which is spent money from now on."""
         payload = self._imported.find(key)
@@ -267,9 +242,9 @@ class BatchChat:
         if isinstance(reply, Fault):
             self._imported.forget(key)
             return None
-        if self._means.purse and self._price:
+        if self._purse and self._price:
             body = request_body(self._settings, request, self._refused)
-            self._means.purse.spend(cost(self._price, self.name, body, reply))
+            self._purse.spend(cost(self._price, self.name, body, reply))
         return reply
 
     # rows that wait
@@ -331,17 +306,13 @@ class BatchChat:
         return self._queue.cut(self._most_rows, self._most_bytes, most_usd)
 
     async def _send(self) -> None:
-        purse = self._means.purse if self._price else None
-        if rows := self._cut(purse.left_usd if purse else float("inf")):
+        if rows := self._cut(self._purse.left_usd if self._purse else float("inf")):
             self._start(self._make(rows), sum(row.usd for row in rows))
         elif self._tasks:  # what they do not spend may be enough
             self._short_of_money = True
-        elif purse:
-            try:
-                async with purse.reserved(self.name, self._queue.first.usd) as reservation:
-                    reservation.release()
-            except BudgetReached as error:
-                raise BudgetReached(str(error)) from None
+        elif self._purse:  # likewise what others do not spend; if nobody is left, this raises
+            async with self._purse.reserved(self.name, self._queue.first.usd) as reservation:
+                reservation.release()
 
     def _export(self) -> None:
         chats = [chat for chat in self._means.together or (self,) if chat._queue]
@@ -372,8 +343,8 @@ class BatchChat:
     def _start(self, work: Awaitable[None], usd: float) -> None:
         """Do something for a batch that may cost so much, which stays set aside until its rows are answered."""
         held = ExitStack()
-        if self._means.purse and self._price:
-            held.enter_context(self._means.purse.held(usd))
+        if self._purse:
+            held.enter_context(self._purse.held(usd))
 
         async def do() -> None:
             with held:
@@ -382,44 +353,30 @@ class BatchChat:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self._short_of_money = False
+            self._endpoint.busy = len(self._tasks)
             self._crowded &= bool(self._tasks)
             self._wake.set()
 
         task = asyncio.create_task(do())
         self._tasks.add(task)
+        self._endpoint.busy = len(self._tasks)
         task.add_done_callback(ended)
 
     async def _make(self, rows: Sequence[Row]) -> None:
-        state = State(self._api().connection.base_url, self.fingerprint, len(rows), sum(row.usd for row in rows))
+        state = State(self._endpoint.base_url, self.fingerprint, len(rows), sum(row.usd for row in rows))
         async with self._files:
             batch = await asyncio.to_thread(self._means.folder.begin, self._asked(rows), state)
         self._batches.append(batch)
         self._tell_what_is_sent(batch)
-        state.file_id = await self._patiently(lambda: self._api().upload(batch.requests))
-        batch.save()
-        self._note_made(batch, await self._patiently(lambda: self._made(state)))
+        await self._endpoint.submit(batch)
         await self._go_on(batch)
 
     def _tell_what_is_sent(self, batch: Batch) -> None:
         """How many requests, and what they can cost, before they go."""
-        purse = self._means.purse if self._price else None
-        usd = f", for {dollars(batch.state.usd)} at most" if purse else ""
-        if purse and self._queue and purse.left_usd < self._queue.first.usd:
+        usd = f", for {dollars(batch.state.usd)} at most" if self._purse else ""
+        if self._purse and self._queue and self._purse.left_usd < self._queue.first.usd:
             usd += f"; {len(self._queue):,} more wait, create.budget_usd has no room for them at their worst case"
-        where = self._api().connection.where
-        self._means.progress.note(f"{batch.name}: {batch.state.requests:,} requests go to {where}{usd}")
-
-    async def _made(self, state: State) -> Look | Fault:
-        """One attempt at making a batch. Where it is not known whether one was made, the endpoint is asked."""
-        look = await self._api().make(state)
-        if isinstance(look, Fault) and look.follows == "again":
-            await asyncio.sleep(SETTLE_SECONDS)
-            return await self._patiently(lambda: self._api().find(state)) or look
-        return look
-
-    def _note_made(self, batch: Batch, look: Look) -> None:
-        batch.state.batch_id, batch.state.status = look.batch_id, look.status
-        batch.save()
+        self._means.progress.note(f"{batch.name}: {batch.state.requests:,} requests go to {self._endpoint.where}{usd}")
 
     async def _go_on(self, batch: Batch) -> None:
         """Follow a batch to its end and answer its rows."""
@@ -427,8 +384,7 @@ class BatchChat:
         ended_by_others = False
         if not state.collected:
             asked_to_end = state.status.startswith("cancel")
-            look = await self._followed(batch)
-            await self._download(batch, look)
+            look = await self._endpoint.collect(batch)
             if look.status == "failed":
                 self._note_failed(batch, look)
                 return
@@ -436,15 +392,6 @@ class BatchChat:
         self._crowded, self._most_rows = False, min(self._how.requests, 2 * self._most_rows)
         self._wake.set()
         await self._keep(batch, ended_by_others)
-
-    async def _download(self, batch: Batch, look: Look) -> None:
-        for file_id, path in ((look.output_file_id, batch.output), (look.error_file_id, batch.errors)):
-            if file_id:
-                await self._patiently(lambda file_id=file_id, path=path: self._api().download(file_id, path))
-        batch.state.status = look.status
-        batch.state.collected = True
-        batch.state.kept = look.status == "failed"  # then there is nothing to keep
-        batch.save()
 
     async def _keep(self, batch: Batch, ended_by_others: bool) -> None:
         """Its replies to the store, each with its price in the same transaction; then its rows are answered."""
@@ -464,36 +411,28 @@ class BatchChat:
 
     def _end_by(self, fault: Fault, cancelled: Batch | None) -> AnchoredError | None:
         """What ends the stage when a row that waits got no reply; whoever cancels a batch wants no other instead."""
-        connection = self._api().connection
         if fault.follows == "quota":
-            return self._no_money(fault)
+            return self._endpoint.no_money(fault)
         if fault.follows == "endpoint":
-            return ModelError(connection.why_refused(connection.redacted(fault)))
+            return self._endpoint.refused(fault)
         if cancelled and self._way == "submit":
             return Stopped(
-                f"{cancelled.name} ({cancelled.state.batch_id}) was cancelled at {connection.where}; what it answered "
-                "is kept, and the same command asks the rest by another batch, or live without --batch"
+                f"{cancelled.name} ({cancelled.state.batch_id}) was cancelled at {self._endpoint.where}; what it "
+                "answered is kept, and the same command asks the rest by another batch, or live without --batch"
             )
         return None
 
-    def _no_money(self, fault: Fault) -> Stopped:
-        where = self._api().connection.where
-        return Stopped(
-            f"no money is left at {where} ({fault.reason}); top up the account, then the same command goes on"
-        )
-
     async def _store(self, outcomes: Iterable[tuple[Asked, Reply | Fault]]) -> None:
-        purse = self._means.purse
         entries, spendings = [], []
         for asked, found in outcomes:
             if isinstance(found, Reply) and asked.key not in self._means.store:
                 entries.append(Entry(self.fingerprint, asked.request, found))
-                if purse and self._price:
+                if self._price:
                     spendings.append(cost(self._price, self.name, asked.body, found))
         await asyncio.to_thread(self._means.store.put, entries, spendings)
         for spending in spendings:
-            assert purse
-            purse.add(spending)
+            assert self._purse
+            self._purse.add(spending)
 
     async def _outcomes(self, batch: Batch) -> AsyncGenerator[list[tuple[Asked, Reply | Fault]]]:
         """What came of its requests, some at a time."""
@@ -513,26 +452,9 @@ class BatchChat:
                 yield [(asked, outcome(asked)) for asked in some]
                 await asyncio.sleep(0)
 
-    async def _followed(self, batch: Batch) -> Look:
-        progress, state = self._means.progress, batch.state
-        wait, done = min(FIRST_LOOK_SECONDS, self._how.poll_seconds), 0
-        progress.note(f"{batch.name}: {state.requests:,} requests are under way as {state.batch_id}")
-        progress.start(batch.name, state.requests)
-        try:
-            while True:
-                look = await self._patiently(lambda: self._api().look(state), unknown=batch)
-                progress.advance(batch.name, look.done + look.failed - done, status=look.status, failed=look.failed)
-                done = look.done + look.failed
-                if look.ended:
-                    return look
-                await asyncio.sleep(wait)
-                wait = min(1.5 * wait, self._how.poll_seconds)
-        finally:
-            progress.finish(batch.name)
-
     def _note_failed(self, batch: Batch, look: Look) -> None:
         """Nothing of it was run: for its size, and then less goes out later; or for what is in it, which ends all."""
-        where = self._api().connection.where
+        where = self._endpoint.where
         if not look.limited:
             raise ModelError(f"{where} takes no such batch ({look.errors}); {batch.requests} is what was sent")
         rows = [self._rows[key] for key in keys_of(batch.requests) if key in self._rows]
@@ -582,44 +504,6 @@ class BatchChat:
             self._refused.add(parameter)
             log.warning("%s refuses %s: the requests go again without", self.name, parameter)
 
-    # the endpoint
-
-    async def _patiently(self, call: Callable[[], Awaitable[Value | Fault]], unknown: Batch | None = None) -> Value:
-        """What a call gives, made again while it may succeed; `unknown` is the batch that a 404 speaks of."""
-        clock = asyncio.get_running_loop().time
-        since, failures = clock(), 0
-        while isinstance(seen := await call(), Fault):
-            failures += 1
-            where = self._api().connection.where
-            if seen.follows == "quota":
-                raise self._no_money(seen)
-            if seen.follows in ("endpoint", "row", "without"):
-                raise ModelError(self._why_not(seen, unknown))
-            wait = _backoff(failures) if seen.wait is None else seen.wait
-            others = seen.follows == "throttled" and len(self._tasks) > 1  # their ends make room
-            if clock() + wait - since > self._settings.patience_seconds and not others:
-                raise Stopped(f"{where} is down or takes no batches ({seen.reason}); the same command goes on later")
-            await asyncio.sleep(wait)
-        return seen
-
-    def _why_not(self, fault: Fault, unknown: Batch | None) -> str:
-        connection = self._api().connection
-        if fault.status == 404 and unknown:
-            return (
-                f"{connection.where} knows no batch {unknown.state.batch_id} ({fault.reason}); give back the key that "
-                f"it was made with, or delete {unknown.file} to ask its requests again"
-            )
-        if fault.status in (404, 405):
-            return f"{connection.where} has no Batch API ({fault.reason}); leave out --batch, or see --batch-export"
-        if fault.status in (401, 403):
-            return connection.why_refused(fault)
-        return f"{connection.where} takes no such batch ({fault.reason})"
-
-    def _api(self) -> BatchApi:
-        if self._opened_api is None:
-            self._opened_api = self._means.api()
-        return self._opened_api
-
     def _live(self) -> OpenAIChat | Endpoints:
         if self._opened_live is None:
             self._opened_live = self._means.live()
@@ -652,53 +536,6 @@ class BatchChat:
             raise _copy(self._over)
 
 
-async def cancel_batches(folder: BatchFolder, asked: Mapping[str, EndpointSettings], progress: Progress) -> None:
-    """End the batches that are under way; what they answered is collected when the stage goes on.
-
-    `asked` are the endpoints of the recipe, by the fingerprint of their chats. Raises a ModelError that names the
-    batches that could not be ended.
-    """
-    unfinished = [batch for batch in folder.batches() if batch.state.is_out]
-    left = []
-    for batch in unfinished:
-        came = await _cancel(batch, asked.get(batch.state.fingerprint))
-        named = f"{batch.name} ({batch.state.batch_id or 'uploaded'}, {batch.state.requests:,} requests)"
-        if isinstance(came, Fault):
-            left.append(f"{named} is not cancelled: {came.reason}")
-        else:
-            progress.note(f"{named}: {came.status if came else 'no batch was made of it'}")
-    if left:
-        raise ModelError("\n".join(left))
-    if not unfinished:
-        progress.note("no batch is under way")
-
-
-async def _cancel(batch: Batch, settings: EndpointSettings | None) -> Look | Fault | None:
-    """How the batch is after it was cancelled, unless it had ended; None: there is none."""
-    state = batch.state
-    if settings is None:
-        return Fault("row", f"the recipe asks no {state.fingerprint} now; give its endpoint back")
-    connection = Connection(settings)
-    try:
-        if connection.base_url != state.base_url:
-            return Fault("row", f"it was sent to {state.base_url}; give that base_url back")
-        api = BatchApi(connection)
-        look = await (api.look(state) if state.batch_id else api.find(state))
-        if look is None:
-            batch.drop()
-            return None
-        if isinstance(look, Look):
-            state.batch_id = look.batch_id
-            if not look.ended:
-                look = await api.cancel(state)
-        if isinstance(look, Look):
-            state.status = look.status  # so that it is known who ended it
-            batch.save()
-        return look
-    finally:
-        await connection.close()
-
-
 def _fail(row: Row, error: Exception) -> None:
     if not row.answer.done():
         row.answer.set_exception(error)
@@ -724,7 +561,3 @@ def _told(path: Path, found: Counted) -> str:
     if found.unreadable:
         parts.append(f"{found.unreadable:,} lines that are no results")
     return f"{path}: {', '.join(parts)}"
-
-
-def _backoff(failures: int) -> float:
-    return random.uniform(0.5, 1) * min(LONGEST_BACKOFF, 2.0 ** (failures - 1))

@@ -16,8 +16,9 @@ from fault_server import completion, cuts, fails, hangs_up
 from anchored.errors import BudgetReached, DataError, ModelError, ReplyError, Stopped
 from anchored.llm.ask import ask_all
 from anchored.llm.batch_api import BatchApi
+from anchored.llm.batch_endpoint import cancel_batches
 from anchored.llm.batch_files import BatchFolder, keys_of, outcome
-from anchored.llm.batches import BatchChat, Means, Way, cancel_batches
+from anchored.llm.batches import BatchChat, Means, Way
 from anchored.llm.chat import Reply, Request
 from anchored.llm.connection import Connection
 from anchored.llm.endpoints import open_endpoints
@@ -35,8 +36,8 @@ WORDS = ("ape", "bee", "cat", "dog", "eel", "fox")
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchServer]:
-    monkeypatch.setattr("anchored.llm.batches.SETTLE_SECONDS", 0.01)
-    monkeypatch.setattr("anchored.llm.batches.LONGEST_BACKOFF", 0.01)
+    monkeypatch.setattr("anchored.llm.batch_endpoint.SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr("anchored.llm.batch_endpoint.LONGEST_BACKOFF", 0.01)
     monkeypatch.setenv("ANCHORED_TEST_KEY", SECRET)
     with BatchServer() as server:
         yield server
