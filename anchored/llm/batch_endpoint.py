@@ -69,6 +69,10 @@ class BatchEndpoint:
         _note_made(batch, look)
         return True
 
+    async def has_ended(self, batch: Batch) -> bool:
+        """Whether all is there that will come of it."""
+        return (await self._look(batch)).ended
+
     async def submit(self, batch: Batch) -> None:
         """Upload its requests and make it."""
         state = batch.state
@@ -125,7 +129,7 @@ class BatchEndpoint:
         progress.start(batch.name, state.requests)
         try:
             while True:
-                look = await self._patiently(lambda: self._api.look(state), unknown=batch)
+                look = await self._look(batch)
                 progress.advance(batch.name, look.done + look.failed - done, status=look.status, failed=look.failed)
                 done = look.done + look.failed
                 if look.ended:
@@ -134,6 +138,9 @@ class BatchEndpoint:
                 wait = min(1.5 * wait, self._how.poll_seconds)
         finally:
             progress.finish(batch.name)
+
+    async def _look(self, batch: Batch) -> Look:
+        return await self._patiently(lambda: self._api.look(batch.state), unknown=batch)
 
     async def _patiently(self, call: Callable[[], Awaitable[Value | Fault]], unknown: Batch | None = None) -> Value:
         """What a call gives, made again while it may succeed; `unknown` is the batch that a 404 speaks of."""

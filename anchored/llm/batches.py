@@ -186,8 +186,11 @@ class BatchChat:
         for batch in unfinished:
             if batch.state.collected or await self._endpoint.was_made(batch):
                 self._batches.append(batch)
-                self._open.update(keys_of(batch.requests))
-                self._start(self._go_on(batch), batch.state.usd)
+                if batch.state.collected or await self._endpoint.has_ended(batch):
+                    await self._go_on(batch)  # before anything is asked that its replies may answer too
+                else:
+                    self._open.update(keys_of(batch.requests))
+                    self._start(self._go_on(batch), batch.state.usd)
         self._sender = asyncio.create_task(self._guarded(self._send_all()))
 
     async def _recall(self, batch: Batch) -> None:

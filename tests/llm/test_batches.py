@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ def ask(
     heard: Heard | None = None,
     imports: Sequence[Path] = (),
     complete: bool = True,
+    request: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> list[Reply | ReplyError]:
     """The results of one process that asks all these words at once."""
@@ -95,7 +96,7 @@ def ask(
         remembered = store.remember(chat, purse)
         try:
             await chat.begin()
-            results = await ask_all(remembered, map(a_request, words))
+            results = await ask_all(remembered, (a_request(word, **(request or {})) for word in words))
             if complete:
                 await chat.complete()
             return results
@@ -546,6 +547,15 @@ def test_a_batch_is_counted_once_by_a_process_that_was_killed_before_it_noted_so
     assert kept(tmp_path) == 6
     assert spent(tmp_path) == pytest.approx(6 * USED) == purse.spent_usd
     assert not server.live
+    assert len(server.batches) == 1
+
+
+def test_a_batch_that_has_ended_answers_also_under_another_limit(server: BatchServer, tmp_path: Path) -> None:
+    server.hiccups["look"] = [fails(401)]
+    server.fates = [Fate(looks=0)]
+    with pytest.raises(ModelError):
+        ask(server, tmp_path)
+    assert texts(ask(server, tmp_path, request={"max_tokens": 2048})) == UPPER
     assert len(server.batches) == 1
 
 
