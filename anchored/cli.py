@@ -406,12 +406,12 @@ def _run(
     batching: Batching | None = None,
 ) -> None:
     from anchored import recipe as recipes
-    from anchored.pipeline import Plan, execute
+    from anchored.pipeline import Batching, Plan, execute
     from anchored.terminal import Terminal
 
     if limit is not None:
         overrides = [*overrides, f"limit={limit}"]
-    plan = Plan(recipes.load(path, overrides), out, stages, redo, batching)
+    plan = Plan(recipes.load(path, overrides), out, stages, redo, batching or Batching())
     if redo is not None and redo not in stages:
         raise RecipeError(f"--redo {redo}: this command does {', '.join(stages)} only")
     if not speaks():

@@ -68,7 +68,7 @@ _TRIAL = user_prompt("Is water wet?", id="trial of the template"), (Answer("It i
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """By which way the teacher's replies come, other than request by request."""
+    """By which way the teacher's replies come: request by request, but for what is in batches already."""
 
     way: Way = "live"
     imports: Sequence[Path] = ()
@@ -84,8 +84,7 @@ class Plan:
     stages: Sequence[str] = STAGES
     redo: str | None = None
     """Do this stage and the ones after it again, also where the recipe changed."""
-    batching: Batching | None = None
-    """How the teacher is asked; None: request by request, what is in batches already coming from there."""
+    batching: Batching = Batching()
 
 
 def execute(plan: Plan, progress: Progress) -> Run:
@@ -202,11 +201,11 @@ def _check_servers(*names: str | None) -> None:
 
 
 def _create(run: Run, plan: Plan, progress: Progress) -> None:
-    recipe, batching = plan.recipe, plan.batching or Batching()
+    recipe = plan.recipe
     if recipe.train.data is not None:
         progress.note(f"create: not needed, train.data is {recipe.train.data}")
     else:
-        asyncio.run(_create_pairs(run, recipe, batching, progress))
+        asyncio.run(_create_pairs(run, recipe, plan.batching, progress))
 
 
 async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: Progress) -> None:
@@ -296,20 +295,20 @@ class _Opened:
 
 
 def _by_batch(run: Run, settings: CreateSettings, batching: Batching) -> dict[str, EndpointSettings]:
-    """The endpoints whose replies come by batches, or may lie in one already, by their role."""
-    if batching == Batching() and not run.batches.exists():
+    """The endpoints whose replies come by batches, or may be under way in one, by their role."""
+    under_way = {batch.state.fingerprint for batch in BatchFolder(run.batches).batches() if not batch.state.kept}
+    if batching == Batching() and not under_way:
         return {}
     found = _batchable(settings)
     if batching != Batching() and not found:
         served = ", ".join(f"{role} (serve: {one.serve})" for role, one in settings.endpoints().items())
         why = f"{served} answers from this machine" if served else f"{settings.method} asks no endpoint here"
         raise RecipeError(f"--batch: {why}; leave --batch, --batch-export and --batch-import out")
-    under_way = {batch.state.fingerprint for batch in BatchFolder(run.batches).batches() if not batch.state.kept}
     addresses: dict[str, tuple[str, str]] = {}
     for role, one in found.items():
         model = fingerprint(one)
         other, address = addresses.setdefault(model, (role, _address(one)))
-        # a batch is followed by one chat alone; live, where none is under way, there is none to follow
+        # a batch is followed by one chat alone
         if address != _address(one) and (batching.way == "submit" or model in under_way):
             raise RecipeError(
                 f"create: by batch, {other} and {role} ask the same model {one.model} in two ways; give both the same "

@@ -60,11 +60,15 @@ def _lines(path: Path) -> Iterator[bytes]:
         with open(path, "rb") as lines:
             yield from lines
     except FileNotFoundError:
-        state = f"{path.name.split('.')[0]}.json"
-        raise DataError(
-            f"{path}: the requests of a batch are gone; restore the file, or delete {state} beside it to ask its "
-            "requests again"
-        ) from None
+        raise _unusable(path, "are gone") from None
+
+
+def _unusable(path: Path, why: str) -> DataError:
+    state = f"{path.name.split('.')[0]}.json"
+    return DataError(
+        f"{path}: the requests of a batch {why}; restore the file, or delete {state} beside it to ask its requests "
+        "again"
+    )
 
 
 def _draw(request: Request) -> bytes:
@@ -241,11 +245,14 @@ class Batch:
                 draws.write(_draw(one.request))
 
     def asked(self) -> Iterator[Asked]:
-        """Its requests, in order. Raises DataError where they are gone."""
-        for line, draw in zip(_lines(self.requests), _lines(self.draws), strict=True):
-            row = json.loads(line)
-            messages = tuple(Message(**message) for message in row["body"]["messages"])
-            yield Asked(row["custom_id"], Request(messages, **json.loads(draw)), row["body"])
+        """Its requests, in order. Raises DataError where they are gone, or no longer those that were written."""
+        try:
+            for line, draw in zip(_lines(self.requests), _lines(self.draws), strict=True):
+                row = json.loads(line)
+                messages = tuple(Message(**message) for message in row["body"]["messages"])
+                yield Asked(row["custom_id"], Request(messages, **json.loads(draw)), row["body"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unusable(self.requests, f"cannot be read ({one_line(error)})") from None
 
     def save(self) -> None:
         """Put the state on the disk."""

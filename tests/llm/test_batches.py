@@ -318,6 +318,10 @@ def test_requests_that_are_gone_name_the_way_out(server: BatchServer, tmp_path: 
     server.hiccups["look"] = [fails(401)]
     with pytest.raises(ModelError):
         ask(server, tmp_path)
+    lines = (tmp_path / "batch-0001.jsonl").read_bytes()
+    (tmp_path / "batch-0001.jsonl").write_bytes(lines[:-100])
+    with pytest.raises(DataError, match=r"batch-0001\.jsonl: the requests of a batch cannot be read"):
+        ask(server, tmp_path)
     (tmp_path / "batch-0001.jsonl").unlink()
     with pytest.raises(DataError, match=r"batch-0001\.jsonl: the requests .* are gone; .* delete batch-0001\.json "):
         ask(server, tmp_path)
