@@ -16,7 +16,7 @@ from anchored import recipe as recipes
 from anchored.datasets_io import read_pairs, read_rows
 from anchored.errors import AnchoredError
 from anchored.llm.replies import ReplyStore
-from anchored.pipeline import Plan, _create_chats, execute
+from anchored.pipeline import Batching, Plan, _Opened, execute
 from anchored.pocket import world
 from anchored.pocket.tasks import is_right, task_of
 from anchored.pocket.teacher import Teacher
@@ -107,7 +107,7 @@ def test_roles_at_one_endpoint_share_its_chat_and_so_its_limits(tmp_path: Path) 
 
     async def opened(recipe: recipes.Recipe) -> int:
         with ReplyStore(tmp_path / "replies.sqlite") as store, ExitStack() as servers:
-            chats = _create_chats(Run(tmp_path), recipe, store, servers, Silent())
+            chats = _Opened(Run(tmp_path), recipe, Batching(), store, servers, Silent()).chats
             for chat in chats.values():
                 await chat.close()
             return len({id(chat._chat) for role, chat in chats.items() if role != "policy"})
