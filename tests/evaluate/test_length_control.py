@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from anchored.errors import EvaluationError
+from anchored.evaluate.length_control import (
+    GRID,
+    GamedRows,
+    JudgedRows,
+    Weights,
+    length_controlled,
+    predicted,
+    refit,
+)
+
+
+def rows(n: int = 150, seed: int = 0) -> JudgedRows:
+    """Preferences that favour long answers."""
+    rng = np.random.default_rng(seed)
+    gap, difficulty = rng.normal(200, 700, n).round(), rng.normal(0, 1, n)
+    logit = -0.9 * np.tanh(gap / gap.std()) + 0.5 * difficulty - 0.3 + rng.normal(0, 1, n)
+    return JudgedRows(1 + 1 / (1 + np.exp(-logit)), gap, difficulty)
+
+
+def gamed(n: int = 150, seed: int = 1) -> GamedRows:
+    rng = np.random.default_rng(seed)
+    std_gap, difficulty = rng.normal(0, 1, 2 * n), np.tile(rows(n).difficulty, 2)
+    return GamedRows(1 / (1 + np.exp(1.5 * np.tanh(std_gap) + rng.normal(0, 1, 2 * n))), std_gap, difficulty)
+
+
+def plain(
+    judged: JudgedRows, extra: GamedRows | None, c: float, keep: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The official objective, written down and minimised with scipy: the coefficients, and each row's log-likelihood.
+
+    `keep` says which rows are fitted. |theta| is smooth in two parts that are not negative.
+    """
+    gap = judged.gap / np.std(judged.gap, ddof=1)
+    table = [
+        [np.tanh(g), d, 1.0, p - 1, 1.0] for g, d, p in zip(gap, judged.difficulty, judged.preference, strict=True)
+    ]
+    if extra is not None:
+        more = zip(extra.std_gap, extra.difficulty, extra.preference, strict=True)
+        table = [[np.tanh(g), d, 0.0, p, 0.1] for g, d, p in more] + table
+    x, y, w = np.array(table)[:, :3], np.array(table)[:, 3], np.array(table)[:, 4]
+    fitted = w if keep is None else w * keep
+
+    def value(parts: np.ndarray) -> tuple[float, np.ndarray]:
+        eta = x @ (parts[:3] - parts[3:])
+        loss = fitted @ (np.logaddexp(0, eta) - y * eta) + parts.sum() / c
+        slope = x.T @ (fitted * (1 / (1 + np.exp(-eta)) - y))
+        return loss, np.concatenate([slope, -slope]) + 1 / c
+
+    bounds = [(0, None)] * 6
+    found = optimize.minimize(
+        value, np.zeros(6), jac=True, method="SLSQP", bounds=bounds, options={"ftol": 1e-15, "maxiter": 1000}
+    )
+    theta = found.x[:3] - found.x[3:]
+    eta = x @ theta
+    return theta, w * (y * eta - np.logaddexp(0, eta))
+
+
+@pytest.mark.parametrize("c", [0.001, 0.01, 0.03, 0.1, 1.0, 100.0, 1e4])
+@pytest.mark.parametrize("with_gamed", [True, False])
+def test_the_fit_minimises_the_official_objective(c: float, with_gamed: bool) -> None:
+    extra = gamed() if with_gamed else None
+    theta, _ = plain(rows(), extra, c)
+    fit = length_controlled(rows(), extra, c)
+    got = [fit.weights.length, fit.weights.difficulty, fit.weights.model]
+    assert got == pytest.approx(theta, abs=2e-5)
+    assert [value == 0 for value in got] == [abs(value) < 1e-7 for value in theta]
+    rates = 1 / (1 + np.exp(-(theta[2] + theta[1] * rows().difficulty)))
+    assert fit.win_rate == pytest.approx(100 * rates.mean(), abs=1e-3)
+    assert fit.standard_error == pytest.approx(100 * rates.std(ddof=1) / 150**0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_cross_validation_picks_the_c_that_a_plain_loop_picks(seed: int) -> None:
+    judged, extra = rows(60, seed), gamed(60)
+    total = 180
+    scores = []
+    for c in GRID:
+        of_folds = []
+        for fold in range(5):
+            out = np.array([(total - 1 - row) % 5 == fold for row in range(total)])
+            of_folds.append(plain(judged, extra, c, ~out)[1][out].mean())
+        scores.append(np.mean(of_folds))
+    assert max(scores) - min(scores) > 0.01
+    # the largest values of C are as good as each other to scipy's precision
+    assert scores[list(GRID).index(length_controlled(judged, extra).c)] == pytest.approx(max(scores), abs=1e-7)
+
+
+def test_without_lengths_and_difficulties_it_is_the_win_rate() -> None:
+    # nothing but the model's own term is left, whose likelihood is highest where it predicts the mean
+    judged = JudgedRows(rows().preference, np.zeros(150), np.zeros(150))
+    fit = length_controlled(judged, None, 1e8)
+    assert fit.win_rate == pytest.approx(100 * (judged.preference.mean() - 1), abs=1e-5)
+    assert (fit.weights.length, fit.weights.difficulty) == (0, 0)
+
+
+def test_control_takes_away_what_length_gave() -> None:
+    rng = np.random.default_rng(4)
+    gap = rng.normal(-500, 400, 4000)
+    rate = 1 / (1 + np.exp(1.2 * np.tanh(gap / gap.std(ddof=1))))
+    judged = JudgedRows(1 + rate, gap, rng.normal(0, 1, 4000))
+    assert judged.preference.mean() - 1 > 0.65
+    assert length_controlled(judged, None).win_rate == pytest.approx(50, abs=0.05)
+
+
+def test_a_refit_is_a_fit_to_the_rows_that_were_drawn() -> None:
+    judged, extra = rows(), gamed()
+    got = refit(judged, extra, 2.8, 150, seed=5)
+    draws = np.random.default_rng(5).multinomial(150, np.full(150, 1 / 150), size=150)
+    for k in (0, 63, 64, 149):
+        drawn = np.repeat(np.arange(150), draws[k])
+        literal = JudgedRows(judged.preference[drawn], judged.gap[drawn], judged.difficulty[drawn])
+        assert got[k] == pytest.approx(length_controlled(literal, extra, 2.8).win_rate, abs=1e-6)
+
+
+def test_refits_spread_as_new_samples_do() -> None:
+    fresh = [length_controlled(rows(300, seed), gamed(), 2.8).win_rate for seed in range(10, 210)]
+    spread = [refit(rows(300, seed), gamed(), 2.8, 200, seed).std() for seed in range(10, 20)]
+    assert np.mean(spread) == pytest.approx(np.std(fresh), rel=0.2)
+
+
+def test_refits_of_two_models_share_their_draws() -> None:
+    # a model that is a little better everywhere: the difference is far surer than either rate
+    judged = rows(300)
+    better = JudgedRows(np.minimum(judged.preference + 0.02, 2), judged.gap, judged.difficulty)
+    one, other = (refit(model, gamed(), 2.8, 300, seed=0) for model in (judged, better))
+    assert (other - one).std() < one.std() / 10
+
+
+@pytest.mark.parametrize("preference", [1.0, 2.0])
+def test_a_model_that_always_wins_or_loses_is_fitted(preference: float) -> None:
+    judged = JudgedRows(np.full(150, preference), rows().gap, rows().difficulty)
+    fit = length_controlled(judged, None)
+    assert abs(fit.win_rate - 100 * (preference - 1)) < 1
+    assert np.isfinite(refit(judged, None, fit.c, 50, 0)).all()
+
+
+def test_rates_against_another_model_are_of_the_difference() -> None:
+    one, other = Weights(0.1, 0.9, 0.5), Weights(-0.4, 0.6, 0.1)
+    got = predicted(one, np.array([0.0, 2.0]), other)
+    assert got == pytest.approx([1 / (1 + np.exp(-0.4)), 1 / (1 + np.exp(-1.0))])
+    assert predicted(one, np.zeros(3), one) == pytest.approx([0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preference": np.full(150, np.nan)}, r"150 of 150 preferences are not from 1 to 2 \(row 0: nan\)"),
+        ({"preference": np.where(np.arange(150) == 7, 2.5, 1.5)}, r"1 of 150 .*row 7: 2\.5"),
+        ({"gap": np.full(150, -30.0)}, "every answer is 30 characters from the baseline's length"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_named(change: dict[str, np.ndarray], message: str) -> None:
+    judged = JudgedRows(**{**{name: getattr(rows(), name) for name in ("preference", "gap", "difficulty")}, **change})
+    with pytest.raises(EvaluationError, match=message):
+        length_controlled(judged, gamed())
+    with pytest.raises(EvaluationError, match=message):
+        refit(judged, gamed(), 1.0, 10, 0)
+
+
+def test_too_few_rows_are_named() -> None:
+    few = JudgedRows(np.full(4, 1.5), np.arange(4.0), np.zeros(4))
+    with pytest.raises(EvaluationError, match="4 judged instructions are too few"):
+        length_controlled(few, gamed())

@@ -1,0 +1,132 @@
+"""Published AlpacaEval 2.0 numbers, from the judge's recorded log-probabilities and preferences to the last digit."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anchored.evaluate.length_control import GamedRows, JudgedRows, Weights, length_controlled, predicted, refit
+from anchored.evaluate.preference import TIE, for_the_second, from_logprobs, is_switched, win_rate
+
+DATA = Path(os.environ.get("ANCHORED_REAL_DATA") or Path(__file__).parents[3] / "shared" / "data") / "alpaca_eval"
+
+pytestmark = pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} is missing (or set ANCHORED_REAL_DATA)")
+
+STALE = {"dbrx-instruct", "NullModel"}
+"""Their published weights do not belong to their published rates."""
+
+
+@cache
+def table(name: str) -> list[dict[str, str]]:
+    file = DATA / name
+    text = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    return list(csv.DictReader(text.decode().splitlines()))
+
+
+@cache
+def lines(name: str) -> list[Any]:
+    return [json.loads(line) for line in gzip.decompress((DATA / name).read_bytes()).splitlines()]
+
+
+def column(rows: list[dict[str, str]], name: str) -> np.ndarray:
+    return np.array([float(row[name]) for row in rows])
+
+
+def difficulty() -> np.ndarray:
+    return column(table("instruction_difficulty_recovered.csv.gz"), "instruction_difficulty")
+
+
+def surrogate() -> GamedRows:
+    rows = table("df_gamed_surrogate.csv.gz")
+    return GamedRows(*(column(rows, name) for name in ("preference", "std_delta_len", "instruction_difficulty")))
+
+
+def judged(model: str) -> JudgedRows:
+    rows = [row for row in table("annotations.csv.gz") if row["model"] == model]
+    assert [int(row["index"]) for row in rows] == list(range(805))
+    return JudgedRows(column(rows, "preference"), column(rows, "len_1") - column(rows, "len_2"), difficulty())
+
+
+def expected() -> list[dict[str, str]]:
+    return table("expected_lc.csv")
+
+
+def test_recorded_log_probabilities_give_the_recorded_preferences_and_the_published_rates() -> None:
+    instructions = {row["index"]: row["instruction"] for row in lines("instructions.jsonl.gz")}
+    ours, recorded = [], []
+    for row in lines("judge_logprobs.jsonl.gz"):
+        if row["top_logprobs"] is None:  # two identical answers: nobody was asked
+            preference = TIE
+        else:
+            shown_second = from_logprobs(dict(row["top_logprobs"]))
+            assert shown_second is not None
+            preference = for_the_second(shown_second, is_switched(instructions[row["index"]]))
+        ours.append(preference)
+        recorded.append(row["preference"])
+    assert len(ours) == 805
+    assert np.array(ours) == pytest.approx(np.array(recorded), abs=1e-9)
+    [published] = [row for row in expected() if row["model"] == "claude-2"]
+    assert win_rate(np.array(ours)).win_rate == pytest.approx(float(published["win_rate"]), abs=1e-9)
+
+
+def test_win_rate_error_and_discrete_win_rate_are_the_published_ones() -> None:
+    for row in expected():
+        rates = win_rate(judged(row["model"]).preference)
+        for name in ("win_rate", "standard_error", "discrete_win_rate"):
+            # the file has preferences to 9 decimals, so a rate (of 1, not 100) is known to as many
+            assert getattr(rates, name) / 100 == pytest.approx(float(row[name]) / 100, abs=1e-9), (row["model"], name)
+
+
+def test_lengths_are_the_published_ones() -> None:
+    for row in expected():
+        lengths = [float(one["len_2"]) for one in table("annotations.csv.gz") if one["model"] == row["model"]]
+        assert int(np.mean(lengths)) == int(row["avg_length"]), row["model"]
+
+
+def test_published_weights_give_the_published_length_controlled_rates() -> None:
+    published = {row[""]: row for row in table("weighted_leaderboard.csv.gz")}
+    checked = 0
+    for row in table("length_controlled_v1_weights.csv.gz"):
+        model = row[""]
+        if model in STALE or model not in published or published[model]["n_total"] != "805":
+            continue
+        weights = Weights(
+            float(row["np.tanh(std_delta_len)"]),
+            float(row["instruction_difficulty"]),
+            float(row["not_gamed_baseline.astype(float)"]),
+        )
+        got = 100 * predicted(weights, difficulty()).mean()
+        assert got == pytest.approx(float(published[model]["length_controlled_winrate"]), abs=1e-6), model
+        checked += 1
+    assert checked == 186
+
+
+def test_refits_meet_the_published_length_controlled_rates() -> None:
+    for row in expected():
+        rows, published = judged(row["model"]), float(row["lc_published"])
+        assert length_controlled(rows, surrogate()).win_rate == pytest.approx(published, abs=0.16), row["model"]
+        with_c = length_controlled(rows, surrogate(), float(row["grid_C"])).win_rate
+        assert with_c == pytest.approx(published, abs=0.02), row["model"]
+
+
+def test_refits_meet_what_the_official_package_and_an_exact_solver_give() -> None:
+    for row in expected():
+        rows = judged(row["model"])
+        with_c = length_controlled(rows, surrogate(), float(row["grid_C"])).win_rate
+        assert with_c == pytest.approx(float(row["lc_with_grid_C"]), abs=1e-5), row["model"]
+
+
+def test_refits_to_resamples_spread_about_twice_as_far_as_the_official_error_says() -> None:
+    rows = judged("claude-2")
+    fit = length_controlled(rows, surrogate())
+    spread = refit(rows, surrogate(), fit.c, 400, 0)
+    assert spread.mean() == pytest.approx(fit.win_rate, abs=0.3)
+    assert 1.6 * fit.standard_error < spread.std() < 2.4 * fit.standard_error
