@@ -52,7 +52,7 @@ def resampled_means(
 def score(grades: Float[ndarray, " items"], resamples: int, seed: int) -> Interval:
     """Mean grade in percent."""
     means = 100 * resampled_means(grades[None], resamples, seed)[:, 0]
-    return _interval(100 * float(grades.mean()), means)
+    return interval(100 * float(grades.mean()), means)
 
 
 def improvement(
@@ -67,13 +67,14 @@ def improvement(
     return Improvement(
         max=Interval(best, best + _low(off.min(axis=1)), best + _high(off.max(axis=1))),
         max_checkpoint=int(gain.argmax()),
-        mean=_interval(float(gain.mean()), resampled.mean(axis=1)),
+        mean=interval(float(gain.mean()), resampled.mean(axis=1)),
         sd=float(gain.std(ddof=1)) if len(gain) > 1 else 0.0,
-        last=_interval(float(gain[-1]), resampled[:, -1]),
+        last=interval(float(gain[-1]), resampled[:, -1]),
     )
 
 
-def _interval(value: float, resampled: Float[ndarray, " resamples"]) -> Interval:
+def interval(value: float, resampled: Float[ndarray, " resamples"]) -> Interval:
+    """An estimate with the percentiles of its resamples."""
     return Interval(value, _low(resampled), _high(resampled))
 
 

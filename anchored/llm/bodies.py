@@ -25,6 +25,8 @@ def request_body(settings: EndpointSettings, request: Request, refused: Collecti
     body["max_completion_tokens" if "max_tokens" in refused else "max_tokens"] = request.max_tokens
     if request.top_p != 1:  # some models take either of the two, not both
         body["top_p"] = request.top_p
+    if request.top_logprobs and not {"logprobs", "top_logprobs"} & set(refused):
+        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
     if settings.send_seed and request.temperature > 0:
         body["seed"] = _seed(request)
     return {name: value for name, value in body.items() if name not in refused} | settings.extra_body

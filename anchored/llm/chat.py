@@ -24,6 +24,8 @@ class Request:
     index: int = 0
     """Which sample this is, where one prompt is asked several times: other index, other reply."""
     seed: int = 0
+    top_logprobs: int = 0
+    """How many of the likeliest tokens to tell at each place of the reply, with their log-probabilities; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,9 @@ class Reply:
     seconds: float = 0.0
     raw: dict[str, Any] = field(default_factory=dict)
     """The reply as it came, JSON-able: what was paid for is kept whole, so a changed parser needs no new call."""
+    logprobs: tuple[dict[str, float], ...] = ()
+    """At each place of the text, the likeliest tokens and their log-probabilities, where the request wants them and
+    who answers can tell."""
 
 
 class Chat(Protocol):

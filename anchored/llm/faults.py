@@ -32,7 +32,7 @@ TIMEOUT_RETRIES = 2
 # of gateways that gave up on a model which may have answered
 GAVE_UP = {502, 504, 520, 524}
 
-PARAMETERS = ("max_tokens", "temperature", "top_p", "seed")
+PARAMETERS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs")
 UNSUPPORTED = re.compile(
     r"unsupported|not supported|n[o']t support|not permitted|not allowed|unrecognized|unknown|unexpected|extra inputs"
     r"|deprecated",

@@ -43,6 +43,8 @@ OPEN_ENDED = (
 COLUMNS = "key, model, request, reply, raw, created, open_key, max_tokens"
 _INSERT = f"insert into main.replies ({COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing"
 _IS_JSON = "(json_valid(request) and json_valid(reply) and json_valid(raw))"
+_LATER = {"top_logprobs", "logprobs"}
+"""Fields that requests and replies did not have at first."""
 OTHER_PROCESS_SECONDS = 60.0
 
 
@@ -368,7 +370,8 @@ def _open_key(fingerprint: str, request: Request) -> str:
 def _key(fingerprint: str, request: Request, max_tokens: int | None) -> str:
     turns = [[message.role, message.content] for message in request.messages]
     sampling = [float(request.temperature), float(request.top_p), max_tokens]
-    return content_hash([fingerprint, turns, *sampling, request.index, request.seed])
+    later = [request.top_logprobs] if request.top_logprobs else []
+    return content_hash([fingerprint, turns, *sampling, request.index, request.seed, *later])
 
 
 def _open_key_of_row(fingerprint: str, request: str) -> str:
@@ -425,14 +428,19 @@ def _request(text: str) -> Request:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    """A dataclass as a dict, one level deep: `asdict` copies whole conversations."""
-    return {field.name: getattr(record, field.name) for field in fields(record)}
+    """A dataclass as a dict, one level deep: `asdict` copies whole conversations.
+
+    What joined it later is left out where it is not set, so that the rows of a version's stores are alike.
+    """
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: value for name, value in values.items() if value or name not in _LATER}
 
 
 def _reply(text: str) -> Reply:
     try:
         stored = json.loads(text)
-        return Reply(**{**stored, "usage": Usage(**stored["usage"])})
+        told = tuple(stored.get("logprobs", ()))
+        return Reply(**{**stored, "usage": Usage(**stored["usage"]), "logprobs": told})
     except (ValueError, TypeError, LookupError) as error:  # SQLite does not see what is wrong within a cell
         raise ValueError(f"a reply cannot be read: {one_line(error)}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,7 @@ def read_reply(payload: Any, model: str, max_tokens: int, seconds: float) -> Rep
         reasoning=_valid("\n".join(part for part in thinking if isinstance(part, str) and part)),
         usage=usage,
         seconds=seconds,
+        logprobs=_logprobs(choice.get("logprobs")),
         raw=payload,
     )
 
@@ -88,6 +90,23 @@ def _finish_reason(choice: dict[str, Any], message: dict[str, Any], usage: Usage
     if not isinstance(said, str) or not said:
         return "length" if usage.completion_tokens >= max_tokens else "stop"
     return FINISH_REASONS.get(said, said)
+
+
+def _logprobs(logprobs: Any) -> tuple[dict[str, float], ...]:
+    """The likeliest tokens of each place; what is no number counts as not told."""
+    places = logprobs.get("content") if isinstance(logprobs, dict) else None
+    return tuple(map(_likeliest, places)) if isinstance(places, list) else ()
+
+
+def _likeliest(place: Any) -> dict[str, float]:
+    told = place.get("top_logprobs") if isinstance(place, dict) else None
+    found: dict[str, float] = {}
+    for one in told if isinstance(told, list) else []:
+        token, value = (one.get("token"), one.get("logprob")) if isinstance(one, dict) else (None, None)
+        if isinstance(token, str) and isinstance(value, int | float) and math.isfinite(value):
+            # several byte sequences that are no text may look the same
+            found[_valid(token)] = max(float(value), found.get(_valid(token), -math.inf))
+    return found
 
 
 def _usage(usage: Any) -> Usage:

@@ -1,0 +1,223 @@
+"""AlpacaEval's judge: any chat is shown two answers and names the better one.
+
+In: a model's outputs, the benchmark's data, a chat that judges (behind the store, so nothing is asked twice). Out:
+annotations, and how the verdicts were read. The prompt is the official one. What stands in an answer is data to it: the
+quotation marks that would end its frame are written with backslashes, and what looks like the frame is counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from anchored.errors import EvaluationError, ReplyError
+from anchored.evaluate.alpaca_files import AlpacaData, Annotation, Instruction, Outputs
+from anchored.evaluate.preference import TIE, for_the_second, from_logprobs, from_text, is_switched
+from anchored.evaluate.settings import AlpacaJudging
+from anchored.llm.ask import work_through
+from anchored.llm.chat import Chat, Reply, Request
+from anchored.llm.prompt_files import fill, load
+from anchored.records import Message
+
+SLOTS: tuple[str, ...] = ("instruction", "output_1", "output_2")
+BY_LOGPROBS, BY_TEXT, SAME = "log-probabilities", "text", "identical answers"
+_TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>", re.DOTALL)
+_FRAME = re.compile(
+    r'"""\s*[,}]|model_identifier|## (?:Model Outputs|Best Model Identifier)|<\|im_(?:start|end)\|>', re.I
+)
+_REPEATED = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One judged instruction."""
+
+    preference: float | None
+    """1 to 2; None: no verdict could be had."""
+    read_by: str
+    """`BY_LOGPROBS`, `BY_TEXT`, `SAME` (nobody was asked), or "" where there is none."""
+    note: str = ""
+    """Why there is none."""
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A model's outputs with the judge's verdicts."""
+
+    annotations: tuple[Annotation, ...]
+    """Of every instruction that was answered, in the benchmark's order; those without a verdict have no preference."""
+    read_by: Counter[str]
+    """Verdicts by how they were read."""
+    failures: tuple[str, ...]
+    """Why answers have no verdict, one line each."""
+    fingerprint: str
+    """What distinguishes this judge's verdicts from another's: model, prompt, sampling, reading."""
+    notes: tuple[str, ...]
+    """What was noticed about the answers, for people."""
+
+
+async def judge(
+    outputs: Outputs,
+    data: AlpacaData,
+    chat: Chat,
+    settings: AlpacaJudging,
+    on_verdict: Callable[[], None] = lambda: None,
+) -> Judged:
+    """Ask for every instruction that has an answer; `on_verdict` hears of each.
+
+    A reply without a verdict is asked for again, then counted as failed. Raises EvaluationError where no verdict could
+    be had at all, Stopped where the judge is down.
+    """
+    frame = Frame(settings)
+    answered = [
+        (instruction, answer)
+        for instruction, answer in zip(data.instructions, outputs.answers, strict=True)
+        if answer is not None
+    ]
+    if not answered:
+        raise EvaluationError(f"{outputs.generator} has answered none of the benchmark's instructions")
+    verdicts = await work_through(answered, lambda _, pair: _judge_one(frame, *pair, chat, settings, on_verdict))
+    failures = tuple(verdict.note for verdict in verdicts if verdict.preference is None)
+    if len(failures) == len(verdicts):
+        raise EvaluationError(f"{chat.name} gave no verdict on any answer of {outputs.generator}; first: {failures[0]}")
+    read_by = Counter(verdict.read_by for verdict in verdicts if verdict.read_by)
+    fingerprint = f"{frame.fingerprint(chat)}, read by {_reading(read_by)}"
+    return Judged(
+        tuple(
+            _annotation(instruction, answer, verdict, outputs.generator, data.baseline, fingerprint)
+            for (instruction, answer), verdict in zip(answered, verdicts, strict=True)
+        ),
+        read_by,
+        failures,
+        fingerprint,
+        tuple(noticed([answer for _, answer in answered])),
+    )
+
+
+class Frame:
+    """The judge's prompt, and how it is asked."""
+
+    def __init__(self, settings: AlpacaJudging) -> None:
+        self._settings = settings
+        template = load(settings.prompt)
+        fill(template, dict.fromkeys(SLOTS, ""))
+        self.sha256 = sha256(template.encode()).hexdigest()
+        # split before it is filled: an answer that holds a turn's marks makes no turn
+        turns = _TURN.findall(template) or [("user", template)]
+        self._turns = [(role, text.strip()) for role, text in turns]
+
+    def request(self, instruction: Instruction, answer: str, index: int = 0) -> Request:
+        """The `index`-th question about an answer; the two are shown in the order that the instruction draws."""
+        shown = (instruction.baseline, answer)
+        if is_switched(instruction.text, self._settings.seed):
+            shown = (answer, instruction.baseline)
+        slots = dict(zip(SLOTS, map(self._quoted, (instruction.text, *shown)), strict=True))
+        messages = (self._message(role, text, slots) for role, text in self._turns)
+        sampling = self._settings
+        return Request(
+            tuple(messages), sampling.temperature, 1.0, sampling.max_tokens, index, top_logprobs=sampling.top_logprobs
+        )
+
+    def fingerprint(self, chat: Chat) -> str:
+        """Model, prompt and sampling."""
+        sampling = self._settings
+        quoted = "raw" if sampling.raw_quotes else "escaped"
+        return (
+            f"{chat.fingerprint}, prompt {self.sha256[:12]} ({quoted}), temperature {sampling.temperature:g}, "
+            f"max_tokens {sampling.max_tokens}, top_logprobs {sampling.top_logprobs}, order {sampling.seed}"
+        )
+
+    def _quoted(self, text: str) -> str:
+        return text if self._settings.raw_quotes else text.replace('"""', '\\"\\"\\"')
+
+    @staticmethod
+    def _message(role: Any, text: str, slots: dict[str, str]) -> Message:
+        return Message(role, fill(text, {name: slots[name] for name in slots if f"<<{name}>>" in text}))
+
+
+async def _judge_one(
+    frame: Frame,
+    instruction: Instruction,
+    answer: str,
+    chat: Chat,
+    settings: AlpacaJudging,
+    on_verdict: Callable[[], None],
+) -> Verdict:
+    verdict = Verdict(TIE, SAME)
+    if answer != instruction.baseline:
+        # a judge that takes the likeliest token each time says the same again
+        for index in range(1 + (settings.retries if settings.temperature > 0 else 0)):
+            try:
+                reply = await chat.reply(frame.request(instruction, answer, index))
+            except ReplyError as error:
+                verdict = Verdict(None, "", str(error))
+                break
+            verdict = _verdict(reply, is_switched(instruction.text, settings.seed))
+            if verdict.preference is not None:
+                break
+    on_verdict()
+    return verdict
+
+
+def noticed(answers: Sequence[str]) -> list[str]:
+    """What in the answers should make one look at them before one trusts a score."""
+    notes = []
+    if framed := sum(_FRAME.search(answer) is not None for answer in answers):
+        notes.append(f"{framed} answers hold pieces of the judge's prompt; they were shown as text, as all are")
+    if empty := sum(not answer.strip() for answer in answers):
+        notes.append(f"{empty} answers are empty; they were judged as they are")
+    text, count = Counter(answers).most_common(1)[0]
+    if count > max(2, _REPEATED * len(answers)) and text.strip():
+        notes.append(f"one answer is given to {count} of {len(answers)} instructions: {' '.join(text.split())[:60]!r}")
+    return notes
+
+
+def _verdict(reply: Reply, switched: bool) -> Verdict:
+    told = reply.logprobs
+    # where the name is not all that was said, the first token is no verdict
+    alone = len(told) == 1 or from_text(reply.text.strip().partition("\n")[0]) is not None
+    if told and alone and (shown_second := from_logprobs(told[0])) is not None:
+        return Verdict(for_the_second(shown_second, switched), BY_LOGPROBS, reply=reply)
+    if (shown_second := from_text(reply.text)) is not None:
+        return Verdict(for_the_second(shown_second, switched), BY_TEXT, reply=reply)
+    cut = f", finish_reason {reply.finish_reason}" if reply.finish_reason != "stop" else ""
+    return Verdict(None, "", f"no verdict in the judge's reply {reply.text.strip()[:60]!r}{cut}", reply)
+
+
+def _reading(read_by: Counter[str]) -> str:
+    return " and ".join(way for way in (BY_LOGPROBS, BY_TEXT) if read_by[way]) or "nobody"
+
+
+def _annotation(
+    instruction: Instruction, answer: str, verdict: Verdict, model: str, baseline: str, annotator: str
+) -> Annotation:
+    return Annotation(
+        instruction.text,
+        instruction.baseline,
+        answer,
+        verdict.preference,
+        baseline,
+        model,
+        annotator,
+        instruction.dataset,
+        _raw(verdict.reply) if verdict.reply else None,
+    )
+
+
+def _raw(reply: Reply) -> dict[str, Any]:
+    """The reply as alpaca_eval's own parser reads it."""
+    content = [
+        {"top_logprobs": [{"token": token, "logprob": value} for token, value in place.items()]}
+        for place in reply.logprobs
+    ]
+    return {
+        "finish_reason": reply.finish_reason,
+        "logprobs": {"content": content} if content else None,
+        "message": {"role": "assistant", "content": reply.text},
+        "text": reply.text,
+    }

@@ -1,0 +1,178 @@
+"""From judged answers to the numbers of AlpacaEval 2.0, each with its interval and with what was not judged.
+
+In: the benchmark's data and annotations of one model. Out: `AlpacaScore`. A row that was not answered or not judged is
+counted, and is in no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from anchored.errors import EvaluationError
+from anchored.evaluate import statistics
+from anchored.evaluate.alpaca_files import AlpacaData, Annotation, in_order
+from anchored.evaluate.length_control import JudgedRows, LengthControlled, Weights, length_controlled, refit
+from anchored.evaluate.preference import WinRate, win_rate
+from anchored.evaluate.statistics import Interval
+
+LEAST_OVERLAP = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How a model's answers compare in length with the baseline's to the same instructions (the paper's Appendix D)."""
+
+    longer: float
+    """Share of answers longer than the baseline's."""
+    shorter: float
+    near: float
+    """Share within a tenth of the baseline's length."""
+    ratio: float
+    """Mean length over the baseline's mean length."""
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether fewer than 1 in 20 answers are as short as the baseline's, or as long."""
+        return min(1 - self.longer, 1 - self.shorter) < LEAST_OVERLAP
+
+    @property
+    def warning(self) -> str:
+        """What to know before trusting the length-controlled rate; "" if nothing."""
+        if not self.extrapolates:
+            return ""
+        side, other = ("longer", "shorter") if self.longer > self.shorter else ("shorter", "longer")
+        return (
+            f"{max(self.longer, self.shorter):.0%} of the answers are {side} than the baseline's, too few {other} to "
+            "tell how they fare at equal lengths: the length-controlled rate extrapolates"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AlpacaScore:
+    """One model on AlpacaEval, judged by one judge."""
+
+    model: str
+    baseline: str
+    rates: WinRate
+    win: Interval
+    """The win rate, in percent, with its interval over instructions."""
+    controlled: LengthControlled | None
+    """None where length cannot be controlled for; `notes` says why."""
+    lc: Interval | None
+    """The length-controlled win rate, with an interval of refits."""
+    overlap: Overlap
+    mean_length: float
+    """Characters per judged answer."""
+    baseline_length: float
+    judged: int
+    failed: int
+    """Answered, but without a verdict: in no number above."""
+    missing: int
+    """Instructions without an answer: in no number above."""
+    regression: str
+    """`official`, `none`, or the substitute for the official regression data."""
+    notes: tuple[str, ...]
+
+
+def score(annotations: Sequence[Annotation], data: AlpacaData, resamples: int, seed: int) -> AlpacaScore:
+    """The numbers of one model's annotations; raises EvaluationError where none is judged, or several models are."""
+    model, baseline = _one_model(annotations)
+    found = in_order(annotations, data)
+    judged = [place for place, one in enumerate(found) if one and one.preference is not None]
+    failed = sum(one is not None and one.preference is None for one in found)
+    rows, lengths, baseline_lengths = _rows(found, judged, data)
+    rates = win_rate(rows.preference)
+    notes = list(data.notes)
+    controlled, lc = None, None
+    try:
+        controlled = own_rate(rows) if model == baseline else length_controlled(rows, data.gamed)
+        lc = _interval(rows, controlled, data, resamples, seed) if model != baseline else Interval(50, 50, 50)
+    except EvaluationError as error:
+        notes.append(f"no length-controlled rate: {error}")
+    missing = len(found) - len(judged) - failed
+    if failed or missing:
+        notes.append(
+            f"{failed} answers without a verdict and {missing} instructions without an answer, of {len(found)}, are in "
+            "no number"
+        )
+    overlap = length_overlap(lengths, baseline_lengths)
+    if overlap.warning and controlled:
+        notes.append(overlap.warning)
+    return AlpacaScore(
+        model=model,
+        baseline=baseline,
+        rates=rates,
+        win=statistics.score(rows.preference - 1, resamples, seed),
+        controlled=controlled,
+        lc=lc,
+        overlap=overlap,
+        mean_length=float(lengths.mean()),
+        baseline_length=float(baseline_lengths.mean()),
+        judged=len(judged),
+        failed=failed,
+        missing=missing,
+        regression=data.regression,
+        notes=tuple(notes),
+    )
+
+
+def own_rate(rows: JudgedRows) -> LengthControlled:
+    """The baseline against itself: one half, by construction."""
+    return LengthControlled(50.0, 0.0, Weights(0, 0, 0), float("nan"))
+
+
+def length_overlap(lengths: Float[ndarray, " rows"], baseline: Float[ndarray, " rows"]) -> Overlap:
+    """How lengths in characters compare, answer by answer."""
+    return Overlap(
+        longer=float((lengths > baseline).mean()),
+        shorter=float((lengths < baseline).mean()),
+        near=float((np.abs(lengths - baseline) <= baseline / 10).mean()),
+        ratio=float(lengths.mean() / max(baseline.mean(), 1)),
+    )
+
+
+def leaderboard_row(result: AlpacaScore) -> dict[str, float | int | str | None]:
+    """The columns of alpaca_eval's leaderboard."""
+    rates, controlled = result.rates, result.controlled
+    return {
+        "": result.model,
+        "win_rate": rates.win_rate,
+        "standard_error": rates.standard_error,
+        "n_wins": rates.wins,
+        "n_wins_base": rates.losses,
+        "n_draws": rates.draws,
+        "n_total": result.judged,
+        "discrete_win_rate": rates.discrete_win_rate,
+        "avg_length": int(result.mean_length),
+        "length_controlled_winrate": controlled.win_rate if controlled else None,
+        "lc_standard_error": controlled.standard_error if controlled else None,
+    }
+
+
+def _one_model(annotations: Sequence[Annotation]) -> tuple[str, str]:
+    pairs = sorted({(one.model, one.baseline_model) for one in annotations})
+    if not pairs:
+        raise EvaluationError("there is no annotation, so there is nothing to score")
+    if len(pairs) > 1:
+        (one, _), (other, _) = pairs[:2]
+        raise EvaluationError(f"the annotations are of {len(pairs)} models ({one!r}, {other!r}); score each by itself")
+    return pairs[0]
+
+
+def _rows(
+    found: Sequence[Annotation | None], judged: Sequence[int], data: AlpacaData
+) -> tuple[JudgedRows, ndarray, ndarray]:
+    kept = [one for place in judged if (one := found[place])]
+    lengths = np.array([len(one.answer) for one in kept], dtype=float)
+    baseline = np.array([len(one.baseline) for one in kept], dtype=float)
+    preference = np.array([one.preference for one in kept], dtype=float)
+    return JudgedRows(preference, baseline - lengths, data.difficulty[list(judged)]), lengths, baseline
+
+
+def _interval(rows: JudgedRows, controlled: LengthControlled, data: AlpacaData, resamples: int, seed: int) -> Interval:
+    return statistics.interval(controlled.win_rate, refit(rows, data.gamed, controlled.c, resamples, seed))
