@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anchored.evaluate.alpaca_files import BASELINE, DIFFICULTY, AlpacaData, Annotation, read_data, read_outputs
+from anchored.evaluate.alpaca_score import leaderboard_row, length_overlap, score
 from anchored.evaluate.length_control import GamedRows, JudgedRows, Weights, length_controlled, predicted, refit
 from anchored.evaluate.preference import TIE, for_the_second, from_logprobs, is_switched, win_rate
 
@@ -130,3 +132,71 @@ def test_refits_to_resamples_spread_about_twice_as_far_as_the_official_error_say
     spread = refit(rows, surrogate(), fit.c, 400, 0)
     assert spread.mean() == pytest.approx(fit.win_rate, abs=0.3)
     assert 1.6 * fit.standard_error < spread.std() < 2.4 * fit.standard_error
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> AlpacaData:
+    """The benchmark as its users have it, but for the regression data and the difficulties, which stand in."""
+    folder = tmp_path_factory.mktemp("alpaca_eval")
+    (folder / BASELINE).write_text(json.dumps(outputs("gpt4_1106_preview")), "utf-8")
+    (folder / f"{DIFFICULTY}.gz").write_bytes((DATA / "instruction_difficulty_recovered.csv.gz").read_bytes())
+    name = "df_gamed_surrogate.csv.gz"
+    (folder / name).write_bytes((DATA / name).read_bytes())
+    return read_data(folder)
+
+
+def outputs(model: str) -> list[dict[str, str]]:
+    """A model's outputs file."""
+    return [
+        {"dataset": row["dataset"], "instruction": row["instruction"], "output": output, "generator": model}
+        for row, output in zip(lines("instructions.jsonl.gz"), lines(f"outputs_{model}.jsonl.gz"), strict=True)
+    ]
+
+
+def annotated(model: str, data: AlpacaData, file: Path) -> list[Annotation]:
+    """A model's outputs, read from a file, with the recorded preferences."""
+    file.write_text(json.dumps(outputs(model)), "utf-8")
+    preferences = [float(row["preference"]) for row in table("annotations.csv.gz") if row["model"] == model]
+    answers = read_outputs(file, data)
+    assert answers.missing == 0
+    return [
+        Annotation(one.text, one.baseline, str(answer), preference, data.baseline, answers.generator)
+        for one, answer, preference in zip(data.instructions, answers.answers, preferences, strict=True)
+    ]
+
+
+def test_the_official_instructions_and_the_baseline_are_known(data: AlpacaData) -> None:
+    assert (data.baseline, len(data.instructions)) == ("gpt4_1106_preview", 805)
+    assert data.regression.startswith("df_gamed_surrogate.csv.gz (sha256 ")
+    assert [note.split()[0] for note in data.notes] == ["length", "instruction_difficulty.csv.gz"]
+
+
+@pytest.mark.parametrize("model", ["claude-2", "OpenHermes-2.5-Mistral-7B"])
+def test_outputs_and_preferences_give_the_leaderboards_row(model: str, data: AlpacaData, tmp_path: Path) -> None:
+    [published] = [row for row in table("weighted_leaderboard.csv.gz") if row[""] == model]
+    result = score(annotated(model, data, tmp_path / "outputs.json"), data, 200, 0)
+    row = leaderboard_row(result)
+    for name in ("n_wins", "n_wins_base", "n_draws", "n_total", "avg_length"):
+        assert row[name] == int(published[name]), name
+    for name, tolerance in (("win_rate", 1e-7), ("standard_error", 1e-7), ("discrete_win_rate", 1e-9)):
+        assert row[name] == pytest.approx(float(published[name]), abs=tolerance), name
+    assert row["length_controlled_winrate"] == pytest.approx(float(published["length_controlled_winrate"]), abs=0.16)
+    assert row["lc_standard_error"] == pytest.approx(float(published["lc_standard_error"]), abs=0.02)
+    assert result.lc is not None
+    assert result.lc.low < result.lc.value < result.lc.high
+
+
+def test_the_baseline_against_itself_is_one_half(data: AlpacaData, tmp_path: Path) -> None:
+    result = score(annotated("gpt4_1106_preview", data, tmp_path / "outputs.json"), data, 200, 0)
+    assert (result.rates.win_rate, result.rates.draws) == (50, 805)
+    assert result.controlled is not None
+    assert result.controlled.win_rate == 50
+
+
+def test_models_whose_answers_are_all_but_never_as_long_as_the_baselines_are_warned_of() -> None:
+    warned = set()
+    for row in expected():
+        rows = [one for one in table("annotations.csv.gz") if one["model"] == row["model"]]
+        if length_overlap(column(rows, "len_2"), column(rows, "len_1")).extrapolates:
+            warned.add(row["model"])
+    assert warned == {"alpaca-7b", "gpt-3.5-turbo-1106", "gpt-3.5-turbo-1106_concise", "gpt4_0613_concise"}

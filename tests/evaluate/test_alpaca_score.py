@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from alpaca_world import N, output_rows, save_world
+
+from anchored.errors import EvaluationError
+from anchored.evaluate.alpaca_files import AlpacaData, Annotation, read_data
+from anchored.evaluate.alpaca_score import leaderboard_row, length_overlap, score
+from anchored.evaluate.length_control import JudgedRows, length_controlled, refit
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> AlpacaData:
+    return read_data(save_world(tmp_path / "data"))
+
+
+def annotations(data: AlpacaData, n: int = N) -> list[Annotation]:
+    """A judge that likes long answers, and the model a little."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for one, row in zip(data.instructions, output_rows(), strict=True):
+        logit = 0.4 + (len(row["output"]) - len(one.baseline)) / 200 + rng.normal()
+        preference = 1 + 1 / (1 + math.exp(-logit))
+        rows.append(Annotation(one.text, one.baseline, row["output"], preference, "base", "mine", "judge"))
+    return rows[:n]
+
+
+def test_the_numbers_of_a_model(data: AlpacaData) -> None:
+    rows = annotations(data)
+    result = score(rows, data, resamples=300, seed=0)
+    preference = np.array([one.preference for one in rows], dtype=float)
+    gap = np.array([len(one.baseline) - len(one.answer) for one in rows], dtype=float)
+    assert result.rates.win_rate == pytest.approx(100 * (preference.mean() - 1))
+    assert result.win.value == pytest.approx(result.rates.win_rate)
+    assert result.win.low < result.win.value < result.win.high
+    judged = JudgedRows(preference, gap, data.difficulty)
+    assert result.controlled == length_controlled(judged, data.gamed)
+    assert result.controlled is not None
+    assert result.lc is not None
+    spread = refit(judged, data.gamed, result.controlled.c, 300, 0)
+    assert (result.lc.low, result.lc.high) == tuple(np.quantile(spread, [0.025, 0.975]))
+    assert result.lc.low < result.lc.value == result.controlled.win_rate < result.lc.high
+    assert (result.judged, result.failed, result.missing) == (N, 0, 0)
+    assert result.mean_length == np.mean([len(one.answer) for one in rows])
+    assert result.regression.startswith("df_gamed_small.csv")
+    assert set(data.notes) <= set(result.notes)
+
+
+def test_what_was_not_judged_is_counted_and_in_no_number(data: AlpacaData) -> None:
+    rows = annotations(data)
+    whole = [*rows[:30], *(replace(one, preference=None) for one in rows[30:40])]
+    result = score(whole, data, 100, 0)
+    assert (result.judged, result.failed, result.missing) == (30, 10, 20)
+    assert "10 answers without a verdict and 20 instructions without an answer, of 60, are in no number" in result.notes
+    alone = score(rows[:30], data, 100, 0)
+    assert (alone.rates, alone.controlled, alone.mean_length) == (result.rates, result.controlled, result.mean_length)
+
+
+def test_rows_keep_the_difficulties_of_their_instructions(data: AlpacaData) -> None:
+    # the official package takes the row's number for the instruction's, and so errs where rows are missing
+    rows = annotations(data)[20:]
+    result = score(rows, data, 100, 0)
+    preference = np.array([one.preference for one in rows], dtype=float)
+    gap = np.array([len(one.baseline) - len(one.answer) for one in rows], dtype=float)
+    assert result.controlled == length_controlled(JudgedRows(preference, gap, data.difficulty[20:]), data.gamed)
+
+
+def test_the_baseline_against_itself_is_one_half(data: AlpacaData) -> None:
+    rows = [Annotation(one.text, one.baseline, one.baseline, 1.5, "base", "base") for one in data.instructions]
+    result = score(rows, data, 100, 0)
+    assert (result.rates.win_rate, result.rates.draws) == (50, N)
+    assert result.controlled is not None
+    assert result.controlled.win_rate == 50
+
+
+def test_a_rate_that_cannot_be_controlled_is_left_out_and_said(data: AlpacaData) -> None:
+    rows = [replace(one, answer=one.baseline + "x" * 40) for one in annotations(data)]
+    result = score(rows, data, 100, 0)
+    assert result.controlled is None
+    assert result.lc is None
+    assert any("no length-controlled rate: every answer is 40 characters" in note for note in result.notes)
+    assert result.rates == score(annotations(data), data, 100, 0).rates
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (lambda rows: [], "there is no annotation"),
+        (lambda rows: [replace(one, preference=None) for one in rows], "no instruction was judged"),
+        (lambda rows: [*rows[:5], replace(rows[5], model="yours")], "of 2 models"),
+    ],
+)
+def test_nothing_is_scored_that_is_no_model(
+    data: AlpacaData, rows: Callable[[list[Annotation]], list[Annotation]], message: str
+) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        score(rows(annotations(data)), data, 100, 0)
+
+
+def test_overlap_of_lengths() -> None:
+    baseline = np.full(100, 1000.0)
+    lengths = np.concatenate([np.full(30, 500.0), np.full(10, 1000.0), np.full(20, 1099.0), np.full(40, 2000.0)])
+    overlap = length_overlap(lengths, baseline)
+    assert (overlap.shorter, overlap.longer, overlap.near) == (0.3, 0.6, 0.3)
+    assert overlap.ratio == pytest.approx(1.2698)
+    assert not overlap.extrapolates
+    assert overlap.warning == ""
+
+
+@pytest.mark.parametrize(("factor", "side"), [(3.0, "longer"), (0.2, "shorter")])
+def test_a_rate_that_extrapolates_is_warned_of(data: AlpacaData, factor: float, side: str) -> None:
+    rows = [replace(one, answer="a" * int(factor * len(one.baseline))) for one in annotations(data)]
+    rows[0] = replace(rows[0], answer=rows[0].baseline)
+    result = score(rows, data, 100, 0)
+    assert result.overlap.extrapolates
+    [said] = [note for note in result.notes if "extrapolates" in note]
+    assert said.startswith(f"98% of the answers are {side} than the baseline's")
+
+
+def test_the_leaderboards_columns(data: AlpacaData) -> None:
+    result = score(annotations(data), data, 100, 0)
+    row = leaderboard_row(result)
+    assert row["n_wins"] == result.rates.wins
+    assert (row["n_total"], row["avg_length"]) == (N, int(result.mean_length))
+    assert result.controlled is not None
+    assert row["length_controlled_winrate"] == result.controlled.win_rate
