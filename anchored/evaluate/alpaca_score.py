@@ -18,7 +18,7 @@ from anchored.evaluate import statistics
 from anchored.evaluate.alpaca_files import AlpacaData, Annotation, in_order
 from anchored.evaluate.length_control import JudgedRows, LengthControlled, Weights, length_controlled, refit
 from anchored.evaluate.preference import WinRate, win_rate
-from anchored.evaluate.statistics import Interval
+from anchored.evaluate.statistics import Improvement, Interval
 
 LEAST_OVERLAP = 0.05
 
@@ -83,7 +83,7 @@ def score(annotations: Sequence[Annotation], data: AlpacaData, resamples: int, s
     """The numbers of one model's annotations; raises EvaluationError where none is judged, or several models are."""
     model, baseline = _one_model(annotations)
     found = in_order(annotations, data)
-    judged = [place for place, one in enumerate(found) if one and one.preference is not None]
+    judged = [place for place, one in enumerate(found) if _is_judged(one)]
     failed = sum(one is not None and one.preference is None for one in found)
     rows, lengths, baseline_lengths = _rows(found, judged, data)
     rates = win_rate(rows.preference)
@@ -121,6 +121,44 @@ def score(annotations: Sequence[Annotation], data: AlpacaData, resamples: int, s
     )
 
 
+@dataclass(frozen=True, slots=True)
+class AlpacaGain:
+    """Improvements of checkpoints on the starting model, in points, over the instructions that all were judged on."""
+
+    win: Improvement
+    lc: Improvement | None
+    """None where length cannot be controlled for in one of them."""
+    judged: int
+
+
+def gain(
+    start: Sequence[Annotation],
+    checkpoints: Sequence[Sequence[Annotation]],
+    data: AlpacaData,
+    resamples: int,
+    seed: int,
+) -> AlpacaGain:
+    """Paired improvements: each resample draws instructions, and every model is fitted anew to that draw."""
+    found = [in_order(rows, data) for rows in (start, *checkpoints)]
+    shared = [place for place in range(len(data.instructions)) if all(_is_judged(rows[place]) for rows in found)]
+    if not shared:
+        raise EvaluationError("no instruction was judged for every model, so improvements cannot be paired")
+    models = [_rows(rows, shared, data)[0] for rows in found]
+    preference = np.stack([rows.preference for rows in models]) - 1
+    try:
+        lc = _lc_gain(models, data, resamples, seed)
+    except EvaluationError:
+        lc = None
+    return AlpacaGain(statistics.improvement(preference[0], preference[1:], resamples, seed), lc, len(shared))
+
+
+def _lc_gain(models: Sequence[JudgedRows], data: AlpacaData, resamples: int, seed: int) -> Improvement:
+    fits = [length_controlled(rows, data.gamed) for rows in models]
+    spread = [refit(rows, data.gamed, fit.c, resamples, seed) for rows, fit in zip(models, fits, strict=True)]
+    rates, resampled = np.array([fit.win_rate for fit in fits]), np.stack(spread, axis=1)
+    return statistics.improvement_of(rates[1:] - rates[0], resampled[:, 1:] - resampled[:, :1])
+
+
 def own_rate(rows: JudgedRows) -> LengthControlled:
     """The baseline against itself: one half, by construction."""
     return LengthControlled(50.0, 0.0, Weights(0, 0, 0), float("nan"))
@@ -152,6 +190,10 @@ def leaderboard_row(result: AlpacaScore) -> dict[str, float | int | str | None]:
         "length_controlled_winrate": controlled.win_rate if controlled else None,
         "lc_standard_error": controlled.standard_error if controlled else None,
     }
+
+
+def _is_judged(one: Annotation | None) -> bool:
+    return one is not None and one.preference is not None
 
 
 def _one_model(annotations: Sequence[Annotation]) -> tuple[str, str]:

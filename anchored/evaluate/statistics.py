@@ -60,8 +60,13 @@ def improvement(
 ) -> Improvement:
     """Max, mean and standard deviation over checkpoints of the improvement on the starting model."""
     gains = 100 * (checkpoints - start)
-    gain = gains.mean(axis=1)
-    resampled = resampled_means(gains, resamples, seed)
+    return improvement_of(gains.mean(axis=1), resampled_means(gains, resamples, seed))
+
+
+def improvement_of(
+    gain: Float[ndarray, " checkpoints"], resampled: Float[ndarray, "resamples checkpoints"]
+) -> Improvement:
+    """The same from gains in any score, and what they are in each resample."""
     off = resampled - gain
     best = float(gain.max())
     return Improvement(

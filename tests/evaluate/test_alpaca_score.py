@@ -11,7 +11,7 @@ from alpaca_world import N, output_rows, save_world
 
 from anchored.errors import EvaluationError
 from anchored.evaluate.alpaca_files import AlpacaData, Annotation, read_data
-from anchored.evaluate.alpaca_score import leaderboard_row, length_overlap, score
+from anchored.evaluate.alpaca_score import gain, leaderboard_row, length_overlap, score
 from anchored.evaluate.length_control import JudgedRows, length_controlled, refit
 
 
@@ -130,3 +130,45 @@ def test_the_leaderboards_columns(data: AlpacaData) -> None:
     assert (row["n_total"], row["avg_length"]) == (N, int(result.mean_length))
     assert result.controlled is not None
     assert row["length_controlled_winrate"] == result.controlled.win_rate
+
+
+def better(rows: list[Annotation], by: float) -> list[Annotation]:
+    """The same answers, each liked more."""
+    return [replace(one, preference=min(2.0, (one.preference or 1.5) + by)) for one in rows]
+
+
+def test_improvements_are_of_rates_over_shared_instructions(data: AlpacaData) -> None:
+    start = annotations(data)
+    one, other = better(start, 0.05), better(start, 0.1)
+    one[3] = replace(one[3], preference=None)
+    got = gain(start, [one, other], data, 300, 0)
+    assert got.judged == N - 1
+    kept = [[*rows[:3], *rows[4:]] for rows in (start, one, other)]
+    alone = [score(rows, data, 300, 0) for rows in kept]
+    win = [result.rates.win_rate - alone[0].rates.win_rate for result in alone[1:]]
+    lc = [result.lc.value - alone[0].lc.value for result in alone[1:] if result.lc and alone[0].lc]
+    for improvement, gains in ((got.win, win), (got.lc, lc)):
+        assert improvement is not None
+        assert improvement.max.value == pytest.approx(max(gains))
+        assert improvement.mean.value == pytest.approx(np.mean(gains))
+        assert improvement.sd == pytest.approx(np.std(gains, ddof=1))
+        assert (improvement.last.value, improvement.max_checkpoint) == (pytest.approx(gains[-1]), 1)
+        assert improvement.last.low > 0
+    # the same instructions are drawn for all: far surer than the rate itself
+    assert got.lc is not None
+    assert alone[0].lc is not None
+    assert got.lc.last.high - got.lc.last.low < (alone[0].lc.high - alone[0].lc.low) / 3
+
+
+def test_improvements_need_shared_instructions(data: AlpacaData) -> None:
+    rows = annotations(data)
+    with pytest.raises(EvaluationError, match="no instruction was judged for every model"):
+        gain(rows[:20], [rows[20:]], data, 100, 0)
+
+
+def test_improvements_without_length_control_have_win_rates_alone(data: AlpacaData) -> None:
+    rows = annotations(data)
+    constant = [replace(one, answer=one.baseline + "x" * 40) for one in rows]
+    got = gain(rows, [constant], data, 100, 0)
+    assert got.lc is None
+    assert got.win.last.value == 0
