@@ -10,17 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray
 
 from anchored.errors import EvaluationError
 from anchored.evaluate import statistics
-from anchored.evaluate.alpaca_files import AlpacaData, Annotation, in_order
+from anchored.evaluate.alpaca_files import AlpacaData, Annotation, Instruction, in_order
 from anchored.evaluate.length_control import JudgedRows, LengthControlled, Weights, length_controlled, refit
 from anchored.evaluate.preference import WinRate, win_rate
 from anchored.evaluate.statistics import Improvement, Interval
+from anchored.records import Prompt, user_prompt
 
 LEAST_OVERLAP = 0.05
+OWN_RATE = LengthControlled(50.0, 0.0, Weights(0, 0, 0), 0.0)
+"""Of the baseline against itself: one half, by construction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,9 @@ class Overlap:
     longer: float
     """Share of answers longer than the baseline's."""
     shorter: float
-    near: float
-    """Share within a tenth of the baseline's length."""
-    ratio: float
-    """Mean length over the baseline's mean length."""
+    shift: float
+    """By how many of its standard deviations the mean difference in length lies off 0: above 0 the model's are longer.
+    """
 
     @property
     def extrapolates(self) -> bool:
@@ -79,19 +80,30 @@ class AlpacaScore:
     notes: tuple[str, ...]
 
 
-def score(annotations: Sequence[Annotation], data: AlpacaData, resamples: int, seed: int) -> AlpacaScore:
-    """The numbers of one model's annotations; raises EvaluationError where none is judged, or several models are."""
-    model, baseline = _one_model(annotations)
-    found = in_order(annotations, data)
+def score(
+    annotations: Sequence[Annotation],
+    data: AlpacaData,
+    resamples: int,
+    seed: int,
+    again: Sequence[Annotation] = (),
+) -> AlpacaScore:
+    """The numbers of one model's annotations; raises EvaluationError where none is judged, or several models are.
+
+    `again`: answers of the same model to the same instructions, asked for at another length (`at_length`). They help to
+    tell what length does, and are in no other number.
+    """
+    model, baseline = _one_model([*annotations, *again])
+    found, more = in_order(annotations, data), in_order(again, data)
     judged = [place for place, one in enumerate(found) if _is_judged(one)]
     failed = sum(one is not None and one.preference is None for one in found)
     rows, lengths, baseline_lengths = _rows(found, judged, data)
+    fitted = _with(rows, judged, more, data) if again else rows
     rates = win_rate(rows.preference)
     notes = list(data.notes)
     controlled, lc = None, None
     try:
-        controlled = own_rate(rows) if model == baseline else length_controlled(rows, data.gamed)
-        lc = _interval(rows, controlled, data, resamples, seed) if model != baseline else Interval(50, 50, 50)
+        controlled = OWN_RATE if model == baseline else length_controlled(fitted, data.gamed)
+        lc = _interval(fitted, controlled, data, resamples, seed) if model != baseline else Interval(50, 50, 50)
     except EvaluationError as error:
         notes.append(f"no length-controlled rate: {error}")
     missing = len(found) - len(judged) - failed
@@ -100,9 +112,12 @@ def score(annotations: Sequence[Annotation], data: AlpacaData, resamples: int, s
             f"{failed} answers without a verdict and {missing} instructions without an answer, of {len(found)}, are in "
             "no number"
         )
-    overlap = length_overlap(lengths, baseline_lengths)
-    if overlap.warning and controlled:
-        notes.append(overlap.warning)
+    if again:
+        count = len(fitted.gap) - len(rows.gap)
+        notes.append(f"length control includes {count} judged answers that were asked for at another length")
+    warning = overlap_of(fitted).warning
+    if warning and controlled:
+        notes.append(warning)
     return AlpacaScore(
         model=model,
         baseline=baseline,
@@ -110,7 +125,7 @@ def score(annotations: Sequence[Annotation], data: AlpacaData, resamples: int, s
         win=statistics.score(rows.preference - 1, resamples, seed),
         controlled=controlled,
         lc=lc,
-        overlap=overlap,
+        overlap=overlap_of(rows),
         mean_length=float(lengths.mean()),
         baseline_length=float(baseline_lengths.mean()),
         judged=len(judged),
@@ -137,14 +152,20 @@ def gain(
     data: AlpacaData,
     resamples: int,
     seed: int,
+    again: Sequence[Sequence[Annotation]] = (),
 ) -> AlpacaGain:
-    """Paired improvements: each resample draws instructions, and every model is fitted anew to that draw."""
+    """Paired improvements: each resample draws instructions, and every model is fitted anew to that draw.
+
+    `again`: for the start and each checkpoint, what `score` takes by that name.
+    """
     found = [in_order(rows, data) for rows in (start, *checkpoints)]
     shared = [place for place in range(len(data.instructions)) if all(_is_judged(rows[place]) for rows in found)]
     if not shared:
         raise EvaluationError("no instruction was judged for every model, so improvements cannot be paired")
     models = [_rows(rows, shared, data)[0] for rows in found]
     preference = np.stack([rows.preference for rows in models]) - 1
+    for place, more in enumerate(again):
+        models[place] = _with(models[place], shared, in_order(more, data), data) if more else models[place]
     try:
         lc = _lc_gain(models, data, resamples, seed)
     except EvaluationError:
@@ -159,18 +180,23 @@ def _lc_gain(models: Sequence[JudgedRows], data: AlpacaData, resamples: int, see
     return statistics.improvement_of(rates[1:] - rates[0], resampled[:, 1:] - resampled[:, :1])
 
 
-def own_rate(rows: JudgedRows) -> LengthControlled:
-    """The baseline against itself: one half, by construction."""
-    return LengthControlled(50.0, 0.0, Weights(0, 0, 0), float("nan"))
-
-
-def length_overlap(lengths: Float[ndarray, " rows"], baseline: Float[ndarray, " rows"]) -> Overlap:
-    """How lengths in characters compare, answer by answer."""
+def overlap_of(rows: JudgedRows) -> Overlap:
+    """How a model's answers compare in length with the baseline's."""
+    spread = float(rows.gap.std())
     return Overlap(
-        longer=float((lengths > baseline).mean()),
-        shorter=float((lengths < baseline).mean()),
-        near=float((np.abs(lengths - baseline) <= baseline / 10).mean()),
-        ratio=float(lengths.mean() / max(baseline.mean(), 1)),
+        longer=float((rows.gap < 0).mean()),
+        shorter=float((rows.gap > 0).mean()),
+        shift=-float(rows.gap.mean()) / spread if spread else 0.0,
+    )
+
+
+def at_length(instruction: Instruction, overlap: Overlap) -> Prompt:
+    """The remedy of Appendix D: the instruction, with the wish for an answer about as long as the baseline's."""
+    side = "shorter" if overlap.longer > overlap.shorter else "longer"
+    words = max(1, len(instruction.baseline.split()))
+    return user_prompt(
+        f"{instruction.text}\n\nGive a {side} answer than you otherwise would, of about {words} words. Do not mention "
+        "its length."
     )
 
 
@@ -214,6 +240,18 @@ def _rows(
     baseline = np.array([len(one.baseline) for one in kept], dtype=float)
     preference = np.array([one.preference for one in kept], dtype=float)
     return JudgedRows(preference, baseline - lengths, data.difficulty[list(judged)]), lengths, baseline
+
+
+def _with(rows: JudgedRows, judged: Sequence[int], more: Sequence[Annotation | None], data: AlpacaData) -> JudgedRows:
+    """The rows and, of the same instructions, those that were answered again."""
+    places = [place for place in judged if _is_judged(more[place])]
+    again, _, _ = _rows(more, places, data)
+    return JudgedRows(
+        np.concatenate([rows.preference, again.preference]),
+        np.concatenate([rows.gap, again.gap]),
+        np.concatenate([rows.difficulty, again.difficulty]),
+        np.array([*judged, *places]),
+    )
 
 
 def _interval(rows: JudgedRows, controlled: LengthControlled, data: AlpacaData, resamples: int, seed: int) -> Interval:

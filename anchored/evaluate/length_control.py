@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from anchored.errors import EvaluationError
@@ -30,13 +30,38 @@ MOST_SWEEPS = 1000
 
 @dataclass(frozen=True, slots=True)
 class JudgedRows:
-    """A model's judged answers, one row per instruction."""
+    """A model's judged answers, one row per instruction unless `instruction` says otherwise."""
 
     preference: Float[ndarray, " rows"]
     """1 (the baseline's answer is better) to 2 (the model's is)."""
     gap: Float[ndarray, " rows"]
     """Length of the baseline's answer less that of the model's, in characters."""
     difficulty: Float[ndarray, " rows"]
+    instruction: Int[ndarray, " rows"] | None = None
+    """Which instruction each row answers, where some are answered several times: its rows weigh as one together, are
+    drawn together, and are left out together."""
+
+    def grouped(self) -> Groups:
+        """The rows by instruction."""
+        if self.instruction is None:
+            n = len(self.preference)
+            return Groups(np.arange(n), np.arange(n), np.ones(n))
+        _, first, of_row, counts = np.unique(
+            self.instruction, return_index=True, return_inverse=True, return_counts=True
+        )
+        return Groups(first, of_row, 1 / counts[of_row])
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Rows by instruction."""
+
+    first: Int[ndarray, " instructions"]
+    """A row of each."""
+    of_row: Int[ndarray, " rows"]
+    """The place of each row's instruction among them."""
+    weight: Float[ndarray, " rows"]
+    """1 over the rows of the same instruction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +106,11 @@ def length_controlled(rows: JudgedRows, gamed: GamedRows | None, c: float | None
     """
     _check(rows)
     design, target, weight = _training_rows(rows, gamed)
-    chosen = _cross_validated(design, target, weight) if c is None else c
+    groups = rows.grouped()
+    chosen = _cross_validated(design, target, weight, _folds(groups, len(target))) if c is None else c
     theta = _fit(design[None], target, weight[None], 1 / chosen, np.zeros((1, 3)))[0]
     weights = Weights(*map(float, theta))
-    rates = predicted(weights, rows.difficulty)
+    rates = predicted(weights, rows.difficulty[groups.first])
     return LengthControlled(100 * float(rates.mean()), _standard_error(rates), weights, float(chosen))
 
 
@@ -106,7 +132,7 @@ def refit(
     instructions and seed share each draw, so differences of their results are paired.
     """
     _check(rows)
-    n = len(rows.preference)
+    n = len(rows.grouped().first)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
     start = length_controlled(rows, gamed, c).weights
     theta = np.array([[start.length, start.difficulty, start.model]])
@@ -122,27 +148,33 @@ def _refit(
     rows: JudgedRows,
     gamed: GamedRows | None,
     c: float,
-    draws: Float[ndarray, "B rows"],
+    draws: Float[ndarray, "B instructions"],
     start: Float[ndarray, "1 3"],
 ) -> Float[ndarray, " B"]:
-    n = len(rows.preference)
+    groups = rows.grouped()
+    drawn = draws[:, groups.of_row] * groups.weight
     once, target, once_weight = _training_rows(rows, gamed)
     design = np.repeat(once[None], len(draws), axis=0)
     weight = np.repeat(once_weight[None], len(draws), axis=0)
-    own = slice(len(target) - n, None)
-    weight[:, own] = draws
-    mean = draws @ rows.gap / n
-    sd = np.sqrt(np.maximum(draws @ rows.gap**2 - n * mean**2, 0) / (n - 1))
-    # a draw of one instruction alone has no spread: lengths tell nothing there
-    design[:, 0, own] = np.tanh(rows.gap / np.where(sd > 0, sd, np.inf)[:, None])
+    own = slice(len(target) - len(rows.gap), None)
+    weight[:, own] = drawn
+    design[:, 0, own] = np.tanh(rows.gap / _spread(rows.gap, drawn)[:, None])
     theta = _fit(design, target, weight, 1 / c, np.repeat(start, len(draws), axis=0))
-    rates = _logistic(theta[:, 2:] + theta[:, 1:2] * rows.difficulty)
-    return 100 * (draws * rates).sum(axis=1) / n
+    rates = _logistic(theta[:, 2:] + theta[:, 1:2] * rows.difficulty[groups.first])
+    return 100 * (draws * rates).sum(axis=1) / len(groups.first)
+
+
+def _spread(gap: Float[ndarray, " rows"], weight: Float[ndarray, "B rows"]) -> Float[ndarray, " B"]:
+    """Standard deviations of gaps that weigh so much; endless where all are alike, so that lengths tell nothing."""
+    total = weight.sum(axis=1)
+    mean = weight @ gap / total
+    variance = np.maximum(weight @ gap**2 / total - mean**2, 0) * total / (total - 1)
+    return np.where(variance > 1e-13 * (gap**2).max(), np.sqrt(variance), np.inf)
 
 
 def _check(rows: JudgedRows) -> None:
     check_preferences(rows.preference)
-    n = len(rows.preference)
+    n = len(rows.grouped().first)
     if n < FOLDS:
         raise EvaluationError(f"{n} judged instructions are too few to control for length; {FOLDS} are the least")
     if rows.gap.any() and np.ptp(rows.gap) == 0:
@@ -156,9 +188,8 @@ def _training_rows(
     rows: JudgedRows, gamed: GamedRows | None
 ) -> tuple[Float[ndarray, "3 N"], Float[ndarray, " N"], Float[ndarray, " N"]]:
     """Design, targets in 0..1 and weights; the model's rows come last."""
-    sd = rows.gap.std(ddof=1)
-    design = np.stack([np.tanh(rows.gap / (sd or 1)), rows.difficulty, np.ones(len(rows.gap))])
-    target, weight = rows.preference - 1, np.ones(len(rows.gap))
+    target, weight = rows.preference - 1, rows.grouped().weight
+    design = np.stack([np.tanh(rows.gap / _spread(rows.gap, weight[None])[0]), rows.difficulty, np.ones(len(rows.gap))])
     if gamed is None:
         return design, target, weight
     fixed = np.stack([np.tanh(gamed.std_gap), gamed.difficulty, np.zeros(len(gamed.std_gap))])
@@ -169,12 +200,17 @@ def _training_rows(
     )
 
 
+def _folds(groups: Groups, n: int) -> Int[ndarray, " N"]:
+    """The fold of each of `n` training rows, as scikit-learn's GroupKFold deals out groups of equal size."""
+    fixed = n - len(groups.of_row)
+    number = np.concatenate([np.arange(fixed), fixed + groups.of_row])
+    return (fixed + len(groups.first) - 1 - number) % FOLDS
+
+
 def _cross_validated(
-    design: Float[ndarray, "3 N"], target: Float[ndarray, " N"], weight: Float[ndarray, " N"]
+    design: Float[ndarray, "3 N"], target: Float[ndarray, " N"], weight: Float[ndarray, " N"], fold: Int[ndarray, " N"]
 ) -> float:
     """The value of C with the best mean weighted log-likelihood of rows that were left out; the smallest of equals."""
-    n = len(target)
-    fold = (n - 1 - np.arange(n)) % FOLDS  # as scikit-learn's GroupKFold deals out groups of equal size
     held_out = fold == np.arange(FOLDS)[:, None]
     theta = np.zeros((FOLDS, 3))
     scores = []

@@ -11,7 +11,7 @@ from alpaca_world import N, output_rows, save_world
 
 from anchored.errors import EvaluationError
 from anchored.evaluate.alpaca_files import AlpacaData, Annotation, read_data
-from anchored.evaluate.alpaca_score import gain, leaderboard_row, length_overlap, score
+from anchored.evaluate.alpaca_score import at_length, gain, leaderboard_row, overlap_of, score
 from anchored.evaluate.length_control import JudgedRows, length_controlled, refit
 
 
@@ -104,11 +104,10 @@ def test_nothing_is_scored_that_is_no_model(
 
 
 def test_overlap_of_lengths() -> None:
-    baseline = np.full(100, 1000.0)
-    lengths = np.concatenate([np.full(30, 500.0), np.full(10, 1000.0), np.full(20, 1099.0), np.full(40, 2000.0)])
-    overlap = length_overlap(lengths, baseline)
-    assert (overlap.shorter, overlap.longer, overlap.near) == (0.3, 0.6, 0.3)
-    assert overlap.ratio == pytest.approx(1.2698)
+    gap = np.concatenate([np.full(30, 500.0), np.full(10, 0.0), np.full(60, -1000.0)])
+    overlap = overlap_of(JudgedRows(np.full(100, 1.5), gap, np.zeros(100)))
+    assert (overlap.shorter, overlap.longer) == (0.3, 0.6)
+    assert overlap.shift == pytest.approx(450 / np.std(gap))
     assert not overlap.extrapolates
     assert overlap.warning == ""
 
@@ -172,3 +171,33 @@ def test_improvements_without_length_control_have_win_rates_alone(data: AlpacaDa
     got = gain(rows, [constant], data, 100, 0)
     assert got.lc is None
     assert got.win.last.value == 0
+
+
+def test_answers_at_another_length_are_asked_for_and_help_to_tell_what_length_does(data: AlpacaData) -> None:
+    long = [replace(one, answer="a" * (400 + 3 * len(one.baseline))) for one in annotations(data)]
+    alone = score(long, data, 200, 0)
+    assert alone.overlap.extrapolates
+    asked = at_length(data.instructions[0], alone.overlap).messages[0].content
+    assert asked.startswith("Question 0?\n\nGive a shorter answer than you otherwise would, of about 1 words.")
+    short = [replace(one, answer=one.baseline[:-5], preference=1.2) for one in long[:50]]
+    helped = score(long, data, 200, 0, again=short)
+    assert helped.controlled != alone.controlled
+    assert (helped.rates, helped.win, helped.mean_length) == (alone.rates, alone.win, alone.mean_length)
+    assert helped.overlap == alone.overlap
+    assert not any("extrapolates" in note for note in helped.notes)
+    assert "length control includes 50 judged answers that were asked for at another length" in helped.notes
+    # a model gains nothing on itself, whatever was asked again
+    got = gain(long, [long], data, 100, 0, again=[short, short])
+    assert got.lc is not None
+    assert (got.lc.last.value, got.lc.last.low, got.lc.last.high) == (0, 0, 0)
+    apart = gain(long, [long], data, 100, 0, again=[[], short])
+    assert apart.lc is not None
+    assert alone.controlled is not None
+    assert helped.controlled is not None
+    assert apart.lc.last.value == pytest.approx(helped.controlled.win_rate - alone.controlled.win_rate)
+
+
+def test_a_short_model_is_asked_for_longer_answers(data: AlpacaData) -> None:
+    short = [replace(one, answer="a") for one in annotations(data)]
+    asked = at_length(data.instructions[0], score(short, data, 100, 0).overlap).messages[0].content
+    assert "Give a longer answer" in asked

@@ -119,6 +119,41 @@ def test_a_refit_is_a_fit_to_the_rows_that_were_drawn() -> None:
         assert got[k] == pytest.approx(length_controlled(literal, extra, 2.8).win_rate, abs=1e-6)
 
 
+def test_rows_of_one_instruction_weigh_as_one_and_go_together() -> None:
+    judged, extra = rows(), gamed()
+    order = np.random.default_rng(6).permutation(np.tile(np.arange(150), 3))
+    thrice = JudgedRows(judged.preference[order], judged.gap[order], judged.difficulty[order], order + 1000)
+    one, other = length_controlled(judged, extra), length_controlled(thrice, extra)
+    assert (other.win_rate, other.standard_error) == pytest.approx((one.win_rate, one.standard_error), abs=1e-6)
+    assert other.c == one.c
+    assert refit(thrice, extra, 2.8, 70, 0) == pytest.approx(refit(judged, extra, 2.8, 70, 0), abs=1e-6)
+
+
+def test_an_instruction_that_was_answered_twice_counts_half_each_time() -> None:
+    judged = rows(40)
+    which = np.concatenate([np.arange(40), np.arange(20)])
+    twice = JudgedRows(
+        np.concatenate([judged.preference, 3 - judged.preference[:20]]),
+        np.concatenate([judged.gap, 90 - judged.gap[:20]]),
+        judged.difficulty[which],
+        which,
+    )
+    weight = np.where(which < 20, 0.5, 1.0)
+    mean = (weight * twice.gap).sum() / 40
+    gap = twice.gap / ((weight * (twice.gap - mean) ** 2).sum() / 39) ** 0.5
+    x = np.stack([np.tanh(gap), twice.difficulty, np.ones(60)], axis=1)
+    y = twice.preference - 1
+
+    def value(parts: np.ndarray) -> float:
+        eta = x @ (parts[:3] - parts[3:])
+        return float(weight @ (np.logaddexp(0, eta) - y * eta) + parts.sum() / 3)
+
+    found = optimize.minimize(value, np.zeros(6), method="SLSQP", bounds=[(0, None)] * 6, options={"ftol": 1e-14})
+    fit = length_controlled(twice, None, 3)
+    got = [fit.weights.length, fit.weights.difficulty, fit.weights.model]
+    assert got == pytest.approx(found.x[:3] - found.x[3:], abs=1e-4)
+
+
 def test_refits_spread_as_new_samples_do() -> None:
     fresh = [length_controlled(rows(300, seed), gamed(), 2.8).win_rate for seed in range(10, 210)]
     spread = [refit(rows(300, seed), gamed(), 2.8, 200, seed).std() for seed in range(10, 20)]
