@@ -1,8 +1,9 @@
 """AlpacaEval's judge: any chat is shown two answers and names the better one.
 
 In: a model's outputs, the benchmark's data, a chat that judges (behind the store, so nothing is asked twice). Out:
-annotations, and how the verdicts were read. The prompt is the official one. What stands in an answer is data to it: the
-quotation marks that would end its frame are written with backslashes, and what looks like the frame is counted.
+annotations, and how the verdicts were read. The prompt is the official one unless another is named. What stands in an
+answer is data to it: the quotation marks that would end its frame are written with backslashes, and what looks like the
+frame is counted.
 """
 
 from __future__ import annotations
@@ -16,19 +17,24 @@ from typing import Any
 
 from anchored.errors import EvaluationError, ReplyError
 from anchored.evaluate.alpaca_files import AlpacaData, Annotation, Instruction, Outputs
-from anchored.evaluate.preference import TIE, for_the_second, from_logprobs, from_text, is_switched
+from anchored.evaluate.preference import FIRST, SECOND, TIE, for_the_second, from_logprobs, from_text, is_switched
 from anchored.evaluate.settings import AlpacaJudging
 from anchored.llm.ask import work_through
 from anchored.llm.chat import Chat, Reply, Request
-from anchored.llm.prompt_files import fill, load
+from anchored.llm.prompt_files import SLOT, fill, load
+from anchored.llm.verdict import read_verdict
 from anchored.records import Message
 
 SLOTS: tuple[str, ...] = ("instruction", "output_1", "output_2")
+"""Of the official prompt, where the judge names `m` or `M`."""
+MARK_SLOTS: tuple[str, ...] = ("prompt", "answer_1", "answer_2")
+"""Of the paper's prompt (create/judge) and its like, where the judge ends with [1] or [2]."""
 BY_LOGPROBS, BY_TEXT, SAME = "log-probabilities", "text", "identical answers"
 _TURN = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>", re.DOTALL)
 _FRAME = re.compile(
     r'"""\s*[,}]|model_identifier|## (?:Model Outputs|Best Model Identifier)|<\|im_(?:start|end)\|>', re.I
 )
+_QUOTES = '"""'
 _REPEATED = 0.05
 
 
@@ -105,35 +111,65 @@ class Frame:
     def __init__(self, settings: AlpacaJudging) -> None:
         self._settings = settings
         template = load(settings.prompt)
-        fill(template, dict.fromkeys(SLOTS, ""))
+        self._by_mark = bool({*SLOT.findall(template)} & {*MARK_SLOTS})
+        self._slots = MARK_SLOTS if self._by_mark else SLOTS
+        fill(template, dict.fromkeys(self._slots, ""))
+        self._escaped = not settings.raw_quotes and _QUOTES in template
         self.sha256 = sha256(template.encode()).hexdigest()
         # split before it is filled: an answer that holds a turn's marks makes no turn
-        turns = _TURN.findall(template) or [("user", template)]
-        self._turns = [(role, text.strip()) for role, text in turns]
+        turns = [(role, text.strip()) for role, text in _TURN.findall(template)]
+        self._turns = turns or [("user", template)]
 
     def request(self, instruction: Instruction, answer: str, index: int = 0) -> Request:
         """The `index`-th question about an answer; the two are shown in the order that the instruction draws."""
         shown = (instruction.baseline, answer)
         if is_switched(instruction.text, self._settings.seed):
             shown = (answer, instruction.baseline)
-        slots = dict(zip(SLOTS, map(self._quoted, (instruction.text, *shown)), strict=True))
+        slots = dict(zip(self._slots, map(self._quoted, (instruction.text, *shown)), strict=True))
         messages = (self._message(role, text, slots) for role, text in self._turns)
-        sampling = self._settings
-        return Request(
-            tuple(messages), sampling.temperature, 1.0, sampling.max_tokens, index, top_logprobs=sampling.top_logprobs
-        )
+        sampling, told = self._settings, 0 if self._by_mark else self._settings.top_logprobs
+        return Request(tuple(messages), sampling.temperature, 1.0, sampling.max_tokens, index, top_logprobs=told)
+
+    def read(self, reply: Reply, instruction: Instruction) -> Verdict:
+        """The verdict of a reply about an answer to an instruction."""
+        shown_second, read_by = self._preference(reply)
+        if shown_second is None:
+            cut = "" if reply.finish_reason == "stop" else f", finish_reason {reply.finish_reason}"
+            return Verdict(None, "", f"no verdict in the judge's reply {reply.text.strip()[:60]!r}{cut}", reply)
+        switched = is_switched(instruction.text, self._settings.seed)
+        return Verdict(for_the_second(shown_second, switched), read_by, reply=reply)
+
+    def _preference(self, reply: Reply) -> tuple[float | None, str]:
+        """For the answer that was shown second, and how it was read."""
+        said, told = reply.text.strip(), reply.logprobs
+        # where the name is not all that was said, the first token is no verdict
+        if not self._by_mark and (len(told) == 1 or (told and said in (FIRST, SECOND))):
+            graded = from_logprobs(told[0])
+            if graded is not None:
+                return graded, BY_LOGPROBS
+        if reply.finish_reason != "stop" and said not in (FIRST, SECOND):
+            return None, ""  # cut before its verdict
+        if self._by_mark:
+            mark = read_verdict(said)
+            return None if mark is None else float(mark), BY_TEXT
+        return from_text(said), BY_TEXT
 
     def fingerprint(self, chat: Chat) -> str:
         """Model, prompt and sampling."""
         sampling = self._settings
-        quoted = "raw" if sampling.raw_quotes else "escaped"
-        return (
-            f"{chat.fingerprint}, prompt {self.sha256[:12]} ({quoted}), temperature {sampling.temperature:g}, "
-            f"max_tokens {sampling.max_tokens}, top_logprobs {sampling.top_logprobs}, order {sampling.seed}"
-        )
+        facts = [
+            chat.fingerprint,
+            f"prompt {self.sha256[:12]}",
+            "quotes escaped" if self._escaped else "",
+            f"temperature {sampling.temperature:g}",
+            f"max_tokens {sampling.max_tokens}",
+            "" if self._by_mark else f"top_logprobs {sampling.top_logprobs}",
+            f"order {sampling.seed}",
+        ]
+        return ", ".join(filter(None, facts))
 
     def _quoted(self, text: str) -> str:
-        return text if self._settings.raw_quotes else text.replace('"""', '\\"\\"\\"')
+        return text.replace(_QUOTES, '\\"\\"\\"') if self._escaped else text
 
     @staticmethod
     def _message(role: Any, text: str, slots: dict[str, str]) -> Message:
@@ -157,7 +193,7 @@ async def _judge_one(
             except ReplyError as error:
                 verdict = Verdict(None, "", str(error))
                 break
-            verdict = _verdict(reply, is_switched(instruction.text, settings.seed))
+            verdict = frame.read(reply, instruction)
             if verdict.preference is not None:
                 break
     on_verdict()
@@ -175,18 +211,6 @@ def noticed(answers: Sequence[str]) -> list[str]:
     if count > max(2, _REPEATED * len(answers)) and text.strip():
         notes.append(f"one answer is given to {count} of {len(answers)} instructions: {' '.join(text.split())[:60]!r}")
     return notes
-
-
-def _verdict(reply: Reply, switched: bool) -> Verdict:
-    told = reply.logprobs
-    # where the name is not all that was said, the first token is no verdict
-    alone = len(told) == 1 or from_text(reply.text.strip().partition("\n")[0]) is not None
-    if told and alone and (shown_second := from_logprobs(told[0])) is not None:
-        return Verdict(for_the_second(shown_second, switched), BY_LOGPROBS, reply=reply)
-    if (shown_second := from_text(reply.text)) is not None:
-        return Verdict(for_the_second(shown_second, switched), BY_TEXT, reply=reply)
-    cut = f", finish_reason {reply.finish_reason}" if reply.finish_reason != "stop" else ""
-    return Verdict(None, "", f"no verdict in the judge's reply {reply.text.strip()[:60]!r}{cut}", reply)
 
 
 def _reading(read_by: Counter[str]) -> str:

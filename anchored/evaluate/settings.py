@@ -38,7 +38,8 @@ class AlpacaJudging(Settings):
     """How AlpacaEval's judge is asked; the defaults are the official ones."""
 
     prompt: str = "alpaca-judge"
-    """A shipped prompt, or a text file with <<instruction>>, <<output_1>> and <<output_2>>."""
+    """The official prompt; the paper's own judge (create/judge, with room in max_tokens), whose verdict is the last [1]
+    or [2]; or a text file with the slots of either."""
     temperature: float = Field(default=1.0, ge=0, le=2)
     """What it does to a verdict that is read by log-probabilities is nothing at most endpoints."""
     max_tokens: int = Field(default=1, ge=1)

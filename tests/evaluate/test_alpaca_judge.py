@@ -124,7 +124,12 @@ def test_without_log_probabilities_the_text_is_read_and_said_so(data: AlpacaData
 
 def test_a_judge_that_thinks_aloud_is_read_by_its_last_line(data: AlpacaData) -> None:
     def says(texts: list[str]) -> Reply:
-        return replace(likes_long(texts), text="m is brief.\nM has more.\n\nM", logprobs=({"m": -0.1}, {"M": -0.1}))
+        return replace(
+            likes_long(texts),
+            text="m is brief.\nM has more.\n\nM",
+            finish_reason="stop",
+            logprobs=({"m": -0.1}, {"M": -0.1}),
+        )
 
     judged, _ = run(outputs(), data, says, max_tokens=500)
     assert judged.read_by == {BY_TEXT: N}
@@ -144,6 +149,8 @@ def test_identical_answers_are_a_tie_that_nobody_is_asked_about(data: AlpacaData
     [
         Reply("Ich mag beide.", "stop", "judge-1"),
         Reply("", "stop", "judge-1"),
+        Reply("Of the two, one is longer:\nM", "length", "judge-1"),
+        Reply("m or M: M.", "content_filter", "judge-1"),
         Reply("The", "length", "judge-1", logprobs=({"The": -0.1, "Both": -2.0},)),
         ReplyError("refused the request (400: content policy)"),
     ],
@@ -220,7 +227,26 @@ def test_an_answer_that_speaks_as_the_prompt_stays_an_answer(data: AlpacaData) -
 def test_the_official_way_shows_texts_as_they_are_and_says_so(data: AlpacaData) -> None:
     judged, chat = run(outputs(ATTACK), data, likes_long, raw_quotes=True)
     assert any(ATTACK in request.messages[1].content for request in chat.requests)
-    assert "(raw)" in judged.fingerprint
+    assert "quotes escaped" not in judged.fingerprint
+    assert "quotes escaped" in run(outputs(), data, likes_long)[0].fingerprint
+
+
+def test_the_papers_judge_is_read_by_its_last_mark(data: AlpacaData) -> None:
+    def says(_: list[str]) -> Reply:
+        return Reply("[1] is short, [2] has the facts.\n\n[2]", "stop", "judge-1", logprobs=({"[": -0.1}, {"1": -0.1}))
+
+    judged, chat = run(outputs('a """quotation"""'), data, says, prompt="create/judge", max_tokens=4096)
+    assert judged.read_by == {BY_TEXT: N}
+    for row in judged.annotations:
+        assert row.preference == (1 if is_switched(row.instruction) else 2)
+    with pytest.raises(EvaluationError, match=r"first: no verdict in .*, finish_reason length"):
+        run(outputs(), data, lambda _: Reply("[1] is short, so", "length", "judge-1"), prompt="create/judge")
+    shown = [request.messages[0].content for request in chat.requests]
+    assert all(text.endswith("and then answer [1] or [2].\n\n") for text in shown)
+    assert any('a """quotation"""' in text for text in shown)
+    assert all(text.startswith("You are a teacher and your task is to pick") for text in shown)
+    assert {(request.top_logprobs, request.max_tokens) for request in chat.requests} == {(0, 4096)}
+    assert "top_logprobs" not in judged.fingerprint
 
 
 def test_what_should_make_one_look_is_noticed() -> None:
@@ -243,6 +269,9 @@ def test_what_shapes_verdicts_is_in_the_fingerprint(tmp_path: Path, data: Alpaca
     assert [
         message.role for message in Frame(AlpacaJudging(prompt=str(own))).request(data.instructions[0], "a").messages
     ] == ["user"]
+    own.write_text("<<prompt>> [1] <<answer_1>>")
+    with pytest.raises(RecipeError, match="lacks the slot <<answer_2>>"):
+        Frame(AlpacaJudging(prompt=str(own)))
     own.write_text("<<instruction>> m: <<output_1>>")
     with pytest.raises(RecipeError, match="lacks the slot <<output_2>>"):
         Frame(AlpacaJudging(prompt=str(own)))
