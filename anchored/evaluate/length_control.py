@@ -9,10 +9,12 @@ Shapes: B = fits side by side, N = rows, 3 = coefficients (length, difficulty, m
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from anchored.errors import EvaluationError
@@ -25,7 +27,7 @@ GAMED_WEIGHT = 0.2 / 2
 """Of each row of the regression data; a model's own rows weigh 1."""
 REFIT_CHUNK = 64
 MOST_STEPS = 100
-MOST_SWEEPS = 1000
+MOST_HALVINGS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +203,10 @@ def _training_rows(
 
 
 def _folds(groups: Groups, n: int) -> Int[ndarray, " N"]:
-    """The fold of each of `n` training rows, as scikit-learn's GroupKFold deals out groups of equal size."""
+    """The fold of each of `n` training rows: dealt out in turn, as scikit-learn's GroupKFold does with equal groups."""
     fixed = n - len(groups.of_row)
     number = np.concatenate([np.arange(fixed), fixed + groups.of_row])
-    return (fixed + len(groups.first) - 1 - number) % FOLDS
+    return number % FOLDS
 
 
 def _cross_validated(
@@ -231,8 +233,8 @@ def _fit(
 ) -> Float[ndarray, "B 3"]:
     """Minimise sum(weight * log-loss) + penalty * |theta|_1 for each of B, by proximal Newton steps.
 
-    A step that moves no row's logit by more than 1 lowers the loss whole; longer ones are shortened so that they do,
-    for the logistic loss is self-concordant in the logits (Bach 2010).
+    A step that moves no row's logit by more than 1 lowers the loss, which is self-concordant in the logits (Bach 2010);
+    a longer one is halved until it does.
     """
     theta = start.copy()
     reach = np.abs(design).max(axis=2)
@@ -242,12 +244,46 @@ def _fit(
         curved = weight * rates * (1 - rates)
         hessian = (design * curved[:, None]) @ design.transpose(0, 2, 1)
         step = _quadratic_minimum(theta, gradient, hessian, penalty) - theta
+        # where length and model cannot be told apart, many minima are equal: the first one found stays
+        step[_is_minimum(theta, gradient, penalty)] = 0
         moved = (np.abs(step) * reach).sum(axis=1)
-        shorten = np.where(moved > 1, np.log1p(moved) / np.maximum(moved, 1), 1)
-        theta = theta + shorten[:, None] * step
-        if moved.max() < 1e-7:  # steps are of second order: what is left is beyond double precision
+        promised = (gradient * step).sum(axis=1) + penalty * (np.abs(theta + step) - np.abs(theta)).sum(axis=1)
+        if moved.max() > 1:
+
+            def value(at: Float[ndarray, "B 3"]) -> Float[ndarray, " B"]:
+                logits = (at[:, None] @ design)[:, 0]
+                loss = weight * (np.logaddexp(0, logits) - target * logits)
+                return loss.sum(axis=1) + penalty * np.abs(at).sum(axis=1)
+
+            step = _shortened(value, theta, step, promised, moved > 1)
+        theta = theta + step
+        # steps are of second order: after such a one, what is left is beyond double precision
+        if np.all((moved < 1e-7) | (promised > -1e-12)):
             return theta
     raise EvaluationError("the length-controlled fit did not converge; please report the annotations that show it")
+
+
+def _is_minimum(theta: Float[ndarray, "B 3"], gradient: Float[ndarray, "B 3"], penalty: float) -> Bool[ndarray, " B"]:
+    pull = np.where(theta != 0, np.abs(gradient + penalty * np.sign(theta)), np.abs(gradient) - penalty)
+    return pull.max(axis=1) < 1e-9
+
+
+def _shortened(
+    value: Callable[[Float[ndarray, "B 3"]], Float[ndarray, " B"]],
+    theta: Float[ndarray, "B 3"],
+    step: Float[ndarray, "B 3"],
+    promised: Float[ndarray, " B"],
+    doubtful: Bool[ndarray, " B"],
+) -> Float[ndarray, "B 3"]:
+    """The steps, doubtful ones halved until they keep a quarter of what the slope promises."""
+    size = np.ones((len(step), 1))
+    begin = value(theta)
+    for _ in range(MOST_HALVINGS):
+        worse = doubtful & (value(theta + size * step) > begin + 0.25 * size[:, 0] * promised + 1e-12 * np.abs(begin))
+        if not worse.any():
+            break
+        size[worse] /= 2
+    return size * step
 
 
 def _quadratic_minimum(
@@ -255,47 +291,58 @@ def _quadratic_minimum(
 ) -> Float[ndarray, "B 3"]:
     """Minimise gradient·d + d·hessian·d / 2 + penalty * |theta + d|_1; returns theta + d.
 
-    Mostly the signs of theta are those of the minimum, and one linear solve gives it; the others go by coordinates.
+    Mostly the signs of theta are those of the minimum, and one linear solve gives it; else all 27 patterns are tried.
     """
     sign = np.sign(theta)
     active = sign != 0
-    both = active[:, :, None] & active[:, None, :]
-    system = np.where(both, hessian, 0) + np.eye(3) * ~active[:, :, None]
-    right = np.where(active, -(gradient + penalty * sign), 0)
+    new = _minimum_of_signs(theta, gradient, hessian, penalty, sign)
     with np.errstate(all="ignore"):
-        new = theta + _solve3(system, right)
         slope = gradient + (hessian @ (new - theta)[..., None])[..., 0]
         settled = np.where(active, np.sign(new) == sign, np.abs(slope) <= penalty).all(axis=1)
     settled &= np.isfinite(new).all(axis=1)
     if not settled.all():
         rest = ~settled
-        new[rest] = _by_coordinates(theta[rest], gradient[rest], hessian[rest], penalty)
+        new[rest] = _best_of_all_signs(theta[rest], gradient[rest], hessian[rest], penalty)
     return new
 
 
-def _solve3(system: Float[ndarray, "B 3 3"], right: Float[ndarray, "B 3"]) -> Float[ndarray, "B 3"]:
-    """Solve B systems of 3 equations by cross products; a singular one gives what is not finite."""
-    a, b, c = system[:, 0], system[:, 1], system[:, 2]
-    bc, ca, ab = np.cross(b, c), np.cross(c, a), np.cross(a, b)
-    determinant = (a * bc).sum(axis=1, keepdims=True)
-    return (right[:, :1] * bc + right[:, 1:2] * ca + right[:, 2:] * ab) / determinant
-
-
-def _by_coordinates(
+def _best_of_all_signs(
     theta: Float[ndarray, "B 3"], gradient: Float[ndarray, "B 3"], hessian: Float[ndarray, "B 3 3"], penalty: float
 ) -> Float[ndarray, "B 3"]:
-    new = theta.copy()
-    # a feature that is 0 in every row curves nothing: the penalty sends it to 0
-    curve = np.maximum(np.einsum("bii->bi", hessian), 1e-12)
-    for _ in range(MOST_SWEEPS):
-        before = new.copy()
-        for k in range(3):
-            slope = gradient[:, k] + (hessian[:, k] * (new - theta)).sum(axis=1)
-            free = new[:, k] - slope / curve[:, k]
-            new[:, k] = np.sign(free) * np.maximum(np.abs(free) - penalty / curve[:, k], 0)
-        if np.abs(new - before).max() < 1e-12:
-            break
-    return new
+    """The minimum is that of its own signs, where they come out as supposed; all that do are candidates."""
+    best = np.zeros_like(theta)
+    lowest = np.full(len(theta), np.inf)
+    for signs in itertools.product((0.0, 1.0, -1.0), repeat=3):
+        sign = np.broadcast_to(signs, theta.shape)
+        new = _minimum_of_signs(theta, gradient, hessian, penalty, sign)
+        with np.errstate(all="ignore"):
+            step = new - theta
+            value = ((gradient + (hessian @ step[..., None])[..., 0] / 2) * step).sum(axis=1)
+            value += penalty * np.abs(new).sum(axis=1)
+            better = (new * sign >= 0).all(axis=1) & (value < lowest)
+        best[better], lowest[better] = new[better], value[better]
+    return best
+
+
+def _minimum_of_signs(
+    theta: Float[ndarray, "B 3"],
+    gradient: Float[ndarray, "B 3"],
+    hessian: Float[ndarray, "B 3 3"],
+    penalty: float,
+    sign: Float[ndarray, "B 3"],
+) -> Float[ndarray, "B 3"]:
+    """The minimum if the penalty were penalty * sign·theta, with what has sign 0 held at 0; not finite if singular."""
+    active = sign != 0
+    system = np.where(active[:, :, None] & active[:, None, :], hessian, 0) + np.eye(3) * ~active[:, :, None]
+    # what is held at 0 moves there from theta, and pulls at the others
+    held = np.where(active, 0, -theta)
+    right = np.where(active, -(gradient + (hessian @ held[..., None])[..., 0] + penalty * sign), held)
+    a, b, c = system[:, 0], system[:, 1], system[:, 2]
+    bc, ca, ab = np.cross(b, c), np.cross(c, a), np.cross(a, b)
+    with np.errstate(all="ignore"):
+        determinant = (a * bc).sum(axis=1, keepdims=True)
+        step = (right[:, :1] * bc + right[:, 1:2] * ca + right[:, 2:] * ab) / determinant
+    return np.where(active, theta + step, 0)
 
 
 def _logistic(x: ndarray) -> ndarray:

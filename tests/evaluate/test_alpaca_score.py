@@ -112,6 +112,11 @@ def test_overlap_of_lengths() -> None:
     assert overlap.warning == ""
 
 
+def test_equal_lengths_are_an_overlap() -> None:
+    overlap = overlap_of(JudgedRows(np.full(100, 1.5), np.r_[np.zeros(98), 5.0, -5.0], np.zeros(100)))
+    assert (overlap.shorter, overlap.longer, overlap.extrapolates) == (0.01, 0.01, False)
+
+
 @pytest.mark.parametrize(("factor", "side"), [(3.0, "longer"), (0.2, "shorter")])
 def test_a_rate_that_extrapolates_is_warned_of(data: AlpacaData, factor: float, side: str) -> None:
     rows = [replace(one, answer="a" * int(factor * len(one.baseline))) for one in annotations(data)]

@@ -176,6 +176,27 @@ def test_a_model_that_always_wins_or_loses_is_fitted(preference: float) -> None:
     assert np.isfinite(refit(judged, None, fit.c, 50, 0)).all()
 
 
+@pytest.mark.parametrize("spread", [0.3, 10.0, 3000.0])
+@pytest.mark.parametrize("outlier", [0.0, 1e6])
+@pytest.mark.parametrize("kind", ["all or nothing", "by length", "one win"])
+def test_hard_cases_are_fitted_as_well(spread: float, outlier: float, kind: str) -> None:
+    # a length that says all, or nothing; logits that run away; lengths that cannot be told from the model
+    rng = np.random.default_rng(7)
+    gap = -2000 + rng.normal(0, spread, 60)
+    gap[0] += outlier
+    won = {
+        "all or nothing": rng.random(60) < 0.5,
+        "by length": gap < np.median(gap),
+        "one win": np.arange(60) == 3,
+    }[kind]
+    judged = JudgedRows(1 + won.astype(float), gap, rng.normal(0, 3, 60))
+    for extra in (None, gamed()):
+        fit = length_controlled(judged, extra)
+        assert 0 <= fit.win_rate <= 100
+        again = refit(judged, extra, fit.c, 20, 0)
+        assert ((again >= 0) & (again <= 100)).all()
+
+
 def test_rates_against_another_model_are_of_the_difference() -> None:
     one, other = Weights(0.1, 0.9, 0.5), Weights(-0.4, 0.6, 0.1)
     got = predicted(one, np.array([0.0, 2.0]), other)
