@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from anchored import datasets_io
 from anchored import recipe as recipes
 from anchored.create.decontaminate import decontaminator
 from anchored.create.desk import check_settings
+from anchored.create.on_ray import Order, cluster
 from anchored.create.settings import POLICY, CreateSettings
 from anchored.create.stage import create
 from anchored.create.templates import templates
@@ -36,6 +38,7 @@ from anchored.llm.replies import Remembered, ReplyStore
 from anchored.llm.serve import Served, find_program
 from anchored.llm.served_chat import ServedChat
 from anchored.llm.settings import EndpointSettings, Engine, LocalSampling, Sampling, ServedSampling
+from anchored.llm.shared import Books
 from anchored.pocket import world
 from anchored.progress import Progress
 from anchored.recipe import Recipe
@@ -188,33 +191,48 @@ async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
     prompts = _limited_prompts(_prompts(settings), recipe.limit)
     if recipe.limit is not None:  # fewer prompts than `take` are no surprise then
         settings = settings.model_copy(update={"prompts": settings.prompts.model_copy(update={"take": None})})
-    with ReplyStore(run.replies) as store, ExitStack() as servers:
-        chats = _create_chats(run, recipe, store, servers, progress)
-        try:
+    counts_money = any(endpoint.price for endpoint in settings.endpoints().values())
+    with ReplyStore(run.replies) as store:
+        if settings.engine == "ray":
+            order = Order(settings, partial(_create_chats, run, recipe), counts_money)
+            async with cluster(order, run.replies, progress) as engine:
+                await create(run, settings, prompts, engine.chats, progress, engine)
+            return
+        books = Books(store, Purse(settings.budget_usd, store.spent()) if counts_money else None)
+        async with _create_chats(run, recipe, books, progress) as chats:
             await create(run, settings, prompts, chats, progress)
+
+
+@asynccontextmanager
+async def _create_chats(
+    run: Run, recipe: Recipe, books: Books, progress: Progress
+) -> AsyncIterator[dict[str, Remembered]]:
+    """Who answers, by role, until the block ends."""
+    with ExitStack() as servers:
+        chats = _opened_chats(run, recipe, books, servers, progress)
+        try:
+            yield chats
         finally:
             for chat in chats.values():  # the policy first: its check of the others may still be under way
                 await chat.close()
 
 
-def _create_chats(
-    run: Run, recipe: Recipe, store: ReplyStore, servers: ExitStack, progress: Progress
+def _opened_chats(
+    run: Run, recipe: Recipe, books: Books, servers: ExitStack, progress: Progress
 ) -> dict[str, Remembered]:
     """Who answers, by role. Roles at one endpoint share its chat, and so its limits; all share the run's money."""
     settings = recipe.create
     asked = settings.endpoints()
-    purse = Purse(settings.budget_usd, store.spent()) if any(one.price for one in asked.values()) else None
     opened: dict[str, OpenAIChat | Endpoints | ServedChat] = {}
     for role, endpoint in asked.items():
         if _address(endpoint) not in opened:
-            priced = purse if endpoint.price else None
-            opened[_address(endpoint)] = servers.enter_context(_teacher(role, endpoint, priced, run, progress))
+            opened[_address(endpoint)] = servers.enter_context(_teacher(role, endpoint, books, run, progress))
     chats: dict[str, Remembered] = {}
     if settings.asks_policy:
-        policy = _policy(recipe, run, progress)
-        chats[POLICY] = store.remember(_CheckedFirst(policy, [endpoint.check for endpoint in opened.values()]))
+        policy = _CheckedFirst(_policy(recipe, books, run, progress), [one.check for one in opened.values()])
+        chats[POLICY] = books.remember(policy, paid=False)
     for role, endpoint in asked.items():
-        chats[role] = store.remember(opened[_address(endpoint)], purse if endpoint.price else None)
+        chats[role] = books.remember(opened[_address(endpoint)], paid=endpoint.price is not None)
     return chats
 
 
@@ -295,12 +313,12 @@ def model_of(recipe: Recipe) -> str | Path:
     return named() if named else recipe.policy.model
 
 
-def _policy(recipe: Recipe, run: Run, progress: Progress) -> Chat:
+def _policy(recipe: Recipe, books: Books, run: Run, progress: Progress) -> Chat:
     """The policy, wherever it answers."""
     sample = recipe.create.sample
     if elsewhere := sample.elsewhere():
-        return WatchedChat(OpenAIChat(elsewhere), progress.note)
-    return _chat_of(model_of(recipe), recipe.policy.model, sample, run.server_log("policy"), progress)
+        return WatchedChat(OpenAIChat(elsewhere, limits=books.limits(elsewhere)), progress.note)
+    return _chat_of(model_of(recipe), recipe.policy.model, sample, _log_of("policy", books, run), progress)
 
 
 def _chat_of(folder: str | Path, name: str, sample: LocalSampling, log: Path, progress: Progress) -> Chat:
@@ -345,17 +363,22 @@ class _CheckedFirst:
 
 @contextmanager
 def _teacher(
-    role: str, settings: EndpointSettings, purse: Purse | None, run: Run, progress: Progress
+    role: str, settings: EndpointSettings, books: Books, run: Run, progress: Progress
 ) -> Iterator[OpenAIChat | Endpoints | ServedChat]:
     """The endpoint that the settings name, or the server that they ask to start."""
+    purse = books.purse if settings.price else None
     if settings.serve is None:
-        yield open_endpoints(settings, purse=purse)
+        yield open_endpoints(settings, purse=purse, limits=books.limits)
     elif settings.serve == "pocket":
         with SERVERS[settings.serve]() as server:
             yield open_endpoints(settings, base_url=server.base_url, purse=purse)
     else:
-        served = _served(settings.model, settings.model, settings.serve, settings, run.server_log(role))
+        served = _served(settings.model, settings.model, settings.serve, settings, _log_of(role, books, run))
         yield ServedChat(served, settings, progress.note)
+
+
+def _log_of(role: str, books: Books, run: Run) -> Path:
+    return run.server_log(f"{role} {books.worker}".strip())
 
 
 def _prompts(settings: CreateSettings) -> datasets_io.PromptRows:
