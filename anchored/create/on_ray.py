@@ -15,6 +15,7 @@ import asyncio
 import itertools
 import logging
 import os
+import re
 import signal
 import sys
 from collections import deque
@@ -33,7 +34,7 @@ from anchored.errors import AnchoredError, RecipeError, Stopped
 from anchored.llm.ask import AHEAD, work_in_order, work_through
 from anchored.llm.chat import Reply, Request
 from anchored.llm.money import Spent
-from anchored.llm.shared import Books, Hub, books_of
+from anchored.llm.shared import Books, Heard, Hub, Line, Said, books_of
 from anchored.process import settle_environment
 from anchored.progress import Progress, Silent
 from anchored.records import Pair, Prompt
@@ -46,6 +47,8 @@ MOST_ENDS = 3
 CLOSING_SECONDS = 30.0
 _LOOKING_SECONDS = 1.0
 _WAITING_CALLS = 100_000
+_COLOUR = re.compile(r"\x1b\[\d*m")
+_TELLING = ("The actor died", "The node", "The actor is dead", "Owner")
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +99,9 @@ class Worker:
         os.environ.update(keys)
         _go_to(self._order.folder)
         logging.getLogger("anchored").addHandler(self._notes.handler)
-        books = books_of(self._name, _RayLine(self._hub, self._name), counts_money=self._order.counts_money)
+        line = Line(_RayWire(self._hub, self._name))
+        self._stack.push_async_callback(line.close)
+        books = books_of(self._name, line, counts_money=self._order.counts_money)
         self._chats = await self._stack.enter_async_context(self._order.open_chats(books, self._notes))
         self._desk = Desk(self._order.settings, self._chats)
 
@@ -411,23 +416,26 @@ class _Pool:
         _ray().kill(member.actor)  # it may only be out of reach
 
 
-class _RayLine:
-    """A worker's way to the hub; `Line`."""
+class _RayWire:
+    """Carries a worker's words to the hub; `Wire`."""
 
     def __init__(self, hub: Any, worker: str) -> None:
         self._hub, self._worker = hub, worker
 
-    async def ask(self, what: str, *arguments: Any) -> Any:
+    async def say(self, words: Sequence[Said]) -> None:
+        await self._reached(self._hub.say.remote(self._worker, words))
+
+    async def hear(self) -> list[Heard]:
+        return await self._reached(self._hub.hear.remote(self._worker))
+
+    async def _reached(self, reference: Any) -> Any:
         try:
-            return await _answer(self._hub.hear.remote(self._worker, what, *arguments))
+            return await _answer(reference)
         except _Ended as end:
             raise Stopped(
                 f"create: the process that keeps the run's limits and replies is gone ({end}); the same command goes "
                 "on from here"
             ) from None
-
-    def tell(self, what: str, *arguments: Any) -> None:
-        self._hub.hear.remote(self._worker, what, *arguments)
 
 
 class _Notes(Silent):
@@ -472,10 +480,11 @@ async def _answer(reference: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Ray's many lines about an end in one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith(("The actor died", "The node", "The actor is dead", "Owner"))]
-    return (telling or lines or [type(error).__name__])[0][:300]
+    """Ray's many lines about an end in one: the one that tells most."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    if lines and "creation task" in lines[0]:  # a traceback of the node's
+        return lines[-1][:300]
+    return next((line for line in lines if line.startswith(_TELLING)), next(iter(lines), type(error).__name__))[:300]
 
 
 def _ray() -> Any:

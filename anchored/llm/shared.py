@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from anchored.errors import DataError, Stopped
+from anchored.errors import AnchoredError, DataError, Stopped
 from anchored.llm.chat import Chat, Reply, Request
 from anchored.llm.limits import Gate, Limits, Slot, gate_of
 from anchored.llm.money import Purse, Reservation, Reserves, Spending, Spent
@@ -28,18 +28,105 @@ from anchored.llm.replies import Entry, Remembered, Replies, ReplyStore
 from anchored.llm.settings import EndpointSettings
 from anchored.records import content_hash
 
-_COST_MONEY = ("enter", "renew", "reserve")
-"""What leads to a request that is paid for."""
+_WAIT = ("enter", "renew", "reserve", "keep")
+"""What is not done at once."""
 
 
-class Line(Protocol):
-    """One worker's way to the hub."""
+class Said(NamedTuple):
+    """What a worker says to the hub."""
+
+    number: int | None
+    """Of the answer that is waited for; None: nobody waits."""
+    what: str
+    """A method of `_Holder`."""
+    arguments: tuple[Any, ...]
+
+
+class Heard(NamedTuple):
+    """What the hub answers."""
+
+    number: int
+    value: Any
+    error: AnchoredError | None
+
+
+class Wire(Protocol):
+    """What carries a worker's words to the hub and back; raises Stopped where the hub is gone, or does without it."""
+
+    async def say(self, words: Sequence[Said]) -> None: ...
+
+    async def hear(self) -> list[Heard]:
+        """The next answers; waits until there are some."""
+        ...
+
+
+class Line:
+    """One worker's way to the hub. What is said while the wire is busy goes together with the next words."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._numbers = itertools.count()
+        self._unsaid: list[Said] = []
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._saying: asyncio.Task[None] | None = None
+        self._hearing: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
 
     async def ask(self, what: str, *arguments: Any) -> Any:
         """What the hub's answer is; raises what the hub raises, and Stopped when it is gone."""
+        if self._failure:
+            raise self._failure
+        self._hearing = self._hearing or asyncio.create_task(self._hear())
+        number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        self._say(Said(number, what, arguments))
+        try:
+            return await answer
+        finally:
+            del self._asked[number]
 
     def tell(self, what: str, *arguments: Any) -> None:
         """The same, for what has no answer; heard in the order of saying."""
+        self._say(Said(None, what, arguments))
+
+    async def close(self) -> None:
+        """Say what is not said yet."""
+        if self._saying:
+            await self._saying
+        if self._hearing:
+            self._hearing.cancel()
+            await asyncio.gather(self._hearing, return_exceptions=True)
+
+    def _say(self, said: Said) -> None:
+        self._unsaid.append(said)
+        if self._saying is None:
+            self._saying = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
+        try:
+            while self._unsaid:
+                words, self._unsaid = self._unsaid, []
+                await self._wire.say(words)
+        except Exception as error:  # nobody shall wait for an answer that cannot come
+            self._fail(error)
+        finally:
+            self._saying = None
+
+    async def _hear(self) -> None:
+        try:
+            while True:
+                for heard in await self._wire.hear():
+                    answer = self._asked.get(heard.number)
+                    if answer and not answer.done():  # else nobody waits for it any more
+                        answer.set_exception(heard.error) if heard.error else answer.set_result(heard.value)
+        except Exception as error:  # nobody shall wait for an answer that cannot come
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(self._failure)
 
 
 class Hub:
@@ -52,15 +139,15 @@ class Hub:
         self._workers: dict[str, _Holder] = {}
         self._gone: set[str] = set()
 
-    async def hear(self, worker: str, what: str, *arguments: Any) -> Any:
-        """Do what a worker asks for: a method of its `_Holder`."""
-        if worker in self._gone:
-            raise Stopped(f"{worker} was out of reach and is not waited for any more; others do its work")
-        if self.store.failure and what in _COST_MONEY:
-            raise DataError(self.store.failure)
-        holder = self._workers.setdefault(worker, _Holder(self))
-        done = getattr(holder, what)(*arguments)
-        return await done if asyncio.iscoroutine(done) else done
+    async def say(self, worker: str, words: Sequence[Said]) -> None:
+        """Do what a worker asks for, in this order; what has to wait is answered later than what has not."""
+        holder = self._holder(worker)
+        for said in words:
+            holder.do(said)
+
+    async def hear(self, worker: str) -> list[Heard]:
+        """The next answers to a worker; waits until there are some."""
+        return await self._holder(worker).answers()
 
     def lose(self, worker: str) -> None:
         """A worker is gone; idempotent."""
@@ -79,6 +166,13 @@ class Hub:
         await self.keep([])
         self.store.close()
         return self.spent()
+
+    def _holder(self, worker: str) -> _Holder:
+        if worker in self._gone:
+            raise Stopped(f"{worker} was out of reach and is not waited for any more; others do its work")
+        if worker not in self._workers:
+            self._workers[worker] = _Holder(self)
+        return self._workers[worker]
 
     def gate(self, endpoint: Bounded) -> Gate:
         if endpoint.name not in self._gates:
@@ -119,6 +213,28 @@ class _Holder:
         self._slots: dict[int, _Held] = {}
         self._reserved: dict[int, Reservation] = {}
         self._waiting: dict[int, asyncio.Task[Any]] = {}
+        self._doing: set[asyncio.Task[None]] = set()
+        self._answers: list[Heard] = []
+        self._answered = asyncio.Event()
+
+    def do(self, said: Said) -> None:
+        """Do it now, or begin to."""
+        task = asyncio.create_task(self._do(said)) if said.what in _WAIT else None
+        if task:
+            self._doing.add(task)
+            task.add_done_callback(self._doing.discard)
+            return
+        try:
+            value, error = getattr(self, said.what)(*said.arguments), None
+        except AnchoredError as raised:
+            value, error = None, raised
+        self._answer(said, value, error)
+
+    async def answers(self) -> list[Heard]:
+        await self._answered.wait()
+        self._answered.clear()
+        answers, self._answers = self._answers, []
+        return answers
 
     async def enter(self, number: int, endpoint: Bounded, tokens: float) -> float:
         """Wait for a slot; the room there is at the endpoint."""
@@ -161,8 +277,8 @@ class _Holder:
         if reservation := self._reserved.pop(number, None):
             self._hub.purse.settle(reservation.usd, spending)
 
-    async def look_up(self, fingerprint: str, request: Request) -> Reply | None:
-        return await self._hub.store.look_up(fingerprint, request)
+    def look_up(self, fingerprint: str, request: Request) -> Reply | None:
+        return self._hub.store.find(fingerprint, request)
 
     async def keep(self, entries: Sequence[Entry]) -> None:
         await self._hub.keep(entries)
@@ -174,6 +290,19 @@ class _Holder:
             self.leave(number)
         for number, reservation in list(self._reserved.items()):
             self.settle(number, reservation.spending)  # the worst case, as nothing is known of it
+
+    async def _do(self, said: Said) -> None:
+        try:
+            if self._hub.store.failure:  # what cannot be kept shall not be paid for
+                raise DataError(self._hub.store.failure)
+            self._answer(said, await getattr(self, said.what)(*said.arguments), None)
+        except AnchoredError as error:
+            self._answer(said, None, error)
+
+    def _answer(self, said: Said, value: Any, error: AnchoredError | None) -> None:
+        if said.number is not None:
+            self._answers.append(Heard(said.number, value, error))
+            self._answered.set()
 
     async def _take(self, number: int, *, first: bool) -> float:
         held = self._slots[number]
