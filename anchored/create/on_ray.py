@@ -44,6 +44,8 @@ ROWS_OF_A_WORKER = 256
 """That it works on at a time."""
 MOST_ENDS = 3
 """Workers that one block may end, and that may end at one place without a block made."""
+GATHERING_SECONDS = 20.0
+"""So long the first workers leave work to those that are still starting."""
 CLOSING_SECONDS = 30.0
 _LOOKING_SECONDS = 1.0
 _WAITING_CALLS = 100_000
@@ -93,8 +95,8 @@ class Worker:
         self._notes = _Notes()
         self._making: set[asyncio.Task[Any]] = set()
 
-    async def begin(self, keys: Mapping[str, str]) -> None:
-        """Open the chats; keys come by this call, since Ray writes down what an actor is made with."""
+    async def begin(self, keys: Mapping[str, str]) -> str:
+        """Open the chats; the node's id. Keys come by this call, since Ray writes down what an actor is made with."""
         settle_environment()
         os.environ.update(keys)
         _go_to(self._order.folder)
@@ -104,6 +106,7 @@ class Worker:
         books = books_of(self._name, line, counts_money=self._order.counts_money)
         self._chats = await self._stack.enter_async_context(self._order.open_chats(books, self._notes))
         self._desk = Desk(self._order.settings, self._chats)
+        return _ray().get_runtime_context().get_node_id()
 
     async def make(self, prompts: Sequence[Prompt]) -> Block:
         task = asyncio.current_task()
@@ -204,7 +207,7 @@ async def cluster(order: Order, replies: Path, progress: Progress) -> AsyncItera
             .options(num_cpus=0, scheduling_strategy=_on(here), max_concurrency=_WAITING_CALLS)
             .remote(replies.resolve(), settings.budget_usd)
         )
-        money = RemoteMoney(await _answer(hub.spent.remote())) if order.counts_money else None
+        money = RemoteMoney(await _hub_answer(hub.spent.remote())) if order.counts_money else None
         endpoints = settings.endpoints()
         chats = {role: RemoteChat(purse=money if one.price else None) for role, one in endpoints.items()}
         if settings.asks_policy:
@@ -214,7 +217,7 @@ async def cluster(order: Order, replies: Path, progress: Progress) -> AsyncItera
             async with pool:
                 yield Cluster(chats, pool, settings.ray.rows_per_block)
         finally:
-            spent = await _answer(hub.close.remote())
+            spent = await _hub_answer(hub.close.remote())
             if money:
                 money.last = spent
 
@@ -232,6 +235,8 @@ class _Member:
     name: str
     actor: Any
     blocks: int = 0
+    node: str = ""
+    """Where it is, once it is ready."""
 
 
 class _Pool:
@@ -251,11 +256,16 @@ class _Pool:
         """How the last one ended."""
         self._waiting: deque[asyncio.Future[_Member]] = deque()
         self._numbers = itertools.count(1)
-        self._failure: AnchoredError | None = None
+        self._failure: Exception | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._gathers_until = 0.0
+        self._told = False
+        """Whether people know how many workers there are."""
 
     async def __aenter__(self) -> _Pool:
+        self._gathers_until = asyncio.get_running_loop().time() + GATHERING_SECONDS
         self._looking = asyncio.create_task(self._look())
+        self._looking.add_done_callback(lambda task: task.cancelled() or self._fail(task.exception() or Stopped("")))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -288,7 +298,7 @@ class _Pool:
                 self._serve()
             self._ends.pop(member.place, None)
             if self._money:
-                self._money.last = await _answer(self._hub.spent.remote())
+                self._money.last = await _hub_answer(self._hub.spent.remote())
             return block
         raise Stopped(
             f"create: {MOST_ENDS} workers ended one after another over the same {len(prompts)} prompts, the first "
@@ -317,14 +327,18 @@ class _Pool:
                 pass
             elif self._failure:
                 place.set_exception(self._failure)
-            elif member is None or member.blocks >= self._blocks_each:
+            elif member is None or member.blocks >= (1 if self._gathers() else self._blocks_each):
                 return
             else:
                 member.blocks += 1
                 place.set_result(member)
             self._waiting.popleft()
 
-    def _fail(self, error: AnchoredError) -> None:
+    def _gathers(self) -> bool:
+        """Whether some of the first workers are still starting."""
+        return len(self._ready) < len(self._tended) and asyncio.get_running_loop().time() < self._gathers_until
+
+    def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
         self._serve()
 
@@ -341,6 +355,13 @@ class _Pool:
                 since = loop.time()
             elif loop.time() - since > self._settings.wait_seconds or self._is_hopeless(places):
                 self._fail(Stopped(self._why_none(places)))
+            if self._ready and not self._told and not self._gathers():
+                self._told = True
+                nodes = len({member.node for member in self._ready})
+                self._progress.note(
+                    f"create: Ray has {_count(self._ready, 'worker')} on {_count(range(nodes), 'node')}"
+                )
+            self._serve()
             await asyncio.sleep(_LOOKING_SECONDS)
 
     def _places(self) -> list[str]:
@@ -390,15 +411,15 @@ class _Pool:
     async def _tend(self, member: _Member) -> None:
         """Start a worker, tell what it has to say, and notice its end."""
         try:
-            await _answer(member.actor.begin.remote(self._keys))
+            member.node = await _answer(member.actor.begin.remote(self._keys))
             self._ready.append(member)
             self._serve()
             while True:
                 for note in await _answer(member.actor.notes.remote()):
-                    self._progress.note(note)
+                    self._progress.note(f"{member.name}: {note}")
         except _Ended as end:
             self._lose(member, end)
-        except AnchoredError as error:
+        except Exception as error:  # nobody shall wait for a worker that cannot be
             self._fail(error)
 
     def _lose(self, member: _Member, end: _Ended) -> None:
@@ -423,19 +444,10 @@ class _RayWire:
         self._hub, self._worker = hub, worker
 
     async def say(self, words: Sequence[Said]) -> None:
-        await self._reached(self._hub.say.remote(self._worker, words))
+        await _hub_answer(self._hub.say.remote(self._worker, words))
 
     async def hear(self) -> list[Heard]:
-        return await self._reached(self._hub.hear.remote(self._worker))
-
-    async def _reached(self, reference: Any) -> Any:
-        try:
-            return await _answer(reference)
-        except _Ended as end:
-            raise Stopped(
-                f"create: the process that keeps the run's limits and replies is gone ({end}); the same command goes "
-                "on from here"
-            ) from None
+        return await _hub_answer(self._hub.hear.remote(self._worker))
 
 
 class _Notes(Silent):
@@ -458,6 +470,10 @@ class _Notes(Silent):
         return lines
 
 
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+
+
 def _blocks(jobs: Iterable[Job], rows: int) -> Iterator[list[Job]]:
     remaining = iter(jobs)
     while block := list(islice(remaining, rows)):
@@ -477,6 +493,17 @@ async def _answer(reference: Any) -> Any:
         raise
     except errors.RayError as error:
         raise _Ended(_reason(error)) from None
+
+
+async def _hub_answer(reference: Any) -> Any:
+    """The same of the hub, without which nothing goes on."""
+    try:
+        return await _answer(reference)
+    except _Ended as end:
+        raise Stopped(
+            f"create: the process that keeps the run's limits and replies is gone ({end}); the same command goes on "
+            "from here"
+        ) from None
 
 
 def _reason(error: Exception) -> str:
@@ -508,6 +535,7 @@ class _connected:
         self._address = settings.address
 
     def __enter__(self) -> None:
+        self._environment = set(os.environ)
         ray = _ray()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         starts = self._address is None and "RAY_ADDRESS" not in os.environ
@@ -526,6 +554,9 @@ class _connected:
 
     def __exit__(self, *_: object) -> None:
         _ray().shutdown()
+        # Ray writes down in the environment how it was started, for the next that is started here
+        for name in [name for name in os.environ if name not in self._environment]:
+            del os.environ[name]
 
 
 def _go_to(folder: str) -> None:
