@@ -265,7 +265,6 @@ class _Pool:
     async def __aenter__(self) -> _Pool:
         self._gathers_until = asyncio.get_running_loop().time() + GATHERING_SECONDS
         self._looking = asyncio.create_task(self._look())
-        self._looking.add_done_callback(lambda task: task.cancelled() or self._fail(task.exception() or Stopped("")))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -343,6 +342,12 @@ class _Pool:
         self._serve()
 
     async def _look(self) -> None:
+        try:
+            await self._keep_looking()
+        except Exception as error:  # nobody shall wait for workers that are not looked for
+            self._fail(error)
+
+    async def _keep_looking(self) -> None:
         """See again and again which workers are missing, and how long there has been none."""
         loop = asyncio.get_running_loop()
         since = loop.time()
@@ -358,9 +363,7 @@ class _Pool:
             if self._ready and not self._told and not self._gathers():
                 self._told = True
                 nodes = len({member.node for member in self._ready})
-                self._progress.note(
-                    f"create: Ray has {_count(self._ready, 'worker')} on {_count(range(nodes), 'node')}"
-                )
+                self._progress.note(f"create: Ray has {_some(len(self._ready), 'worker')} on {_some(nodes, 'node')}")
             self._serve()
             await asyncio.sleep(_LOOKING_SECONDS)
 
@@ -470,8 +473,8 @@ class _Notes(Silent):
         return lines
 
 
-def _count(things: Sequence[object], name: str) -> str:
-    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+def _some(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def _blocks(jobs: Iterable[Job], rows: int) -> Iterator[list[Job]]:
