@@ -263,7 +263,7 @@ def merge_replies(
     into: Annotated[Path, typer.Argument(metavar="INTO", help="A run folder, or its replies.sqlite.")],
     others: Annotated[list[Path], typer.Argument(metavar="FROM...", help="Others, which stay as they are.")],
 ) -> None:
-    """Add the replies of other runs or machines to a run's; what they cost is no spending of this run."""
+    """Add the replies of other runs or machines, or of a damaged file, to a run's; they are no spending of this run."""
     from anchored.llm.replies import ReplyStore
 
     def store(path: Path) -> Path:
@@ -272,11 +272,9 @@ def merge_replies(
     with ReplyStore(store(into)) as kept:
         for other in others:
             merged = kept.merge(store(other))
-            _out.print(
-                escape(f"{store(other)}: {merged.added} replies added, {merged.known} known already"),
-                highlight=False,
-                soft_wrap=True,
-            )
+            told = f"{store(other)}: {merged.added} replies added, {merged.known} known already"
+            told += "; the file is damaged, and the rest of it cannot be read" if merged.damaged else ""
+            _out.print(escape(told), highlight=False, soft_wrap=True)
 
 
 @app.command()

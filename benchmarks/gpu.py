@@ -72,6 +72,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 TOKENS_PER_BATCH = {"small": 2048, "1b": 16384, "3b": 8192, "8b": 4096}
 """Rows that leave room for weights, gradients and optimizer state on 141 GB."""
 
+WARM_UP = 2
+"""Steps that are not timed: kernels are compiled in the first, and for rows of any length in the second."""
+
 _MATRIX_RATE = """
 import sys, time, torch
 device, size = sys.argv[1], int(sys.argv[2])
@@ -121,7 +124,7 @@ def measure(name: str, side: str, folder: Path, options: list[str]) -> dict[str,
     except SystemExit as failed:
         print(f"{name}: {failed}", file=sys.stderr)
         return next((line for line in reversed(str(failed).splitlines()) if line.strip()), "failed")
-    seconds = mean(stop - start for start, stop in list(pairwise(found["ends"]))[1:])
+    seconds = mean(stop - start for start, stop in list(pairwise(found["ends"]))[WARM_UP:])
     return {"speed": PAIRS_PER_STEP / seconds, "peak": found["peak"] / 1000, "lines": found["lines"]}
 
 
@@ -159,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["1b", "3b", "8b"])
     parser.add_argument("--small", action="store_true", help="a tiny model on the CPU")
-    parser.add_argument("--steps", type=int, default=4, help="of 16 pairs, at most 8; the first warms up")
+    parser.add_argument("--steps", type=int, default=6, help="of 16 pairs, at most 8; two warm up")
     parser.add_argument("--tokens-per-batch", type=int, help="of ours; not given: by shape")
     parser.add_argument("--micro-batches", type=int, nargs="*", default=[4, 8, 16], help="of TRL")
     parser.add_argument("--write", action="store_true", help="keep the results in docs/benchmarks.md")

@@ -6,13 +6,14 @@
 
 Each is a process of its own, in a group of its own, and dies as any other; only the seconds that an interpreter takes
 to start are spared, and those of back-off. What the command prints goes to its log. `kill_at` ends it from within, see
-`kill_at.KillAt`.
+`kill_at.KillAt`; with `clock_jumps` no two looks at its wall clock agree on the day.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Self
@@ -28,7 +30,7 @@ from commands import ENVIRONMENT
 from kill_at import KillAt
 
 from anchored import cli
-from anchored.llm import openai_chat
+from anchored.llm import faults, openai_chat, replies, serve
 from anchored.llm.model_folder import load_tokenizer
 from anchored.pocket import world
 
@@ -45,11 +47,19 @@ class Forks:
     def __exit__(self, *_: object) -> None:
         self._interpreter.communicate(timeout=60)
 
-    def start(self, *arguments: object, log: Path, env: Mapping[str, str] | None = None, kill_at: str = "") -> Command:
+    def start(
+        self,
+        *arguments: object,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        kill_at: str = "",
+        clock_jumps: bool = False,
+    ) -> Command:
         """Start `anchored ARGUMENTS`; one at a time."""
         assert self._interpreter.stdin
         assert self._interpreter.stdout
-        order = {"arguments": list(map(str, arguments)), "env": dict(env or {}), "log": str(log), "kill_at": kill_at}
+        order = {"arguments": list(map(str, arguments)), "env": dict(env or {}), "log": str(log)}
+        order |= {"kill_at": kill_at, "clock_jumps": clock_jumps}
         self._interpreter.stdin.write(json.dumps(order) + "\n")
         self._interpreter.stdin.flush()
         return Command(int(self._interpreter.stdout.readline()), self._interpreter.stdout)
@@ -91,12 +101,27 @@ def _serve() -> None:
         order = json.loads(line)
         child = os.fork()
         if not child:
+            if order["clock_jumps"]:
+                _let_clock_jump()
             _become(order["arguments"], order["env"], order["log"], order["kill_at"])
         os.setpgid(child, child)  # before anyone hears of it, who might kill the group
         print(child, flush=True)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
     os._exit(0)  # nothing is left to be torn down, which takes seconds
+
+
+def _let_clock_jump() -> None:
+    jumps, usual = random.Random(os.getpid()), time.time
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=jumps.uniform(-30, 30))
+
+    time.time = lambda: usual() + jumps.uniform(-2e6, 2e6)
+    for module in (faults, replies, serve):
+        module.datetime = Jumping  # type: ignore[attr-defined]
 
 
 def _become(arguments: list[str], env: dict[str, str], log: str, kill_at: str) -> None:

@@ -34,7 +34,7 @@ except ImportError:  # torch before 2.10
 
 _SDPA, _EAGER = "anchored_tree", "anchored_tree_eager"
 
-_HAS_VARLEN = varlen_attn is not None and "enable_gqa" in signature(varlen_attn).parameters
+_VARLEN_TAKES = frozenset(signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
 
 _CHUNK = 128
 """Queries per matrix product on CPU: a later chunk's keys need no masked half for an earlier chunk's queries."""
@@ -174,7 +174,7 @@ def _refuse_what_a_tree_lacks(module: torch.nn.Module, dropout: float, kwargs: d
 
 def _takes_varlen(q: Float[Tensor, "tokens heads dim"], v: Float[Tensor, "tokens kv_heads value_dim"]) -> bool:
     return (
-        _HAS_VARLEN
+        "window_size" in _VARLEN_TAKES
         and q.is_cuda
         and q.dtype in (torch.float16, torch.bfloat16)
         and q.shape[-1] == v.shape[-1]
@@ -191,6 +191,8 @@ def _varlen_attention(
 ) -> Float[Tensor, "tokens heads dim"]:
     """Unequal numbers of queries and keys are causal from the bottom right, and so is the window."""
     assert varlen_attn is not None
+    # before torch 2.13, heads that share keys need no word
+    grouped = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in _VARLEN_TAKES else {}
     attended = varlen_attn(
         q,
         k.index_select(0, row.keys),
@@ -201,7 +203,7 @@ def _varlen_attention(
         row.most_keys,
         scale=rule.scale,
         window_size=(-1 if rule.window is None else rule.window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        **grouped,
     )
     assert isinstance(attended, Tensor)
     return attended

@@ -21,6 +21,7 @@ from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
 from anchored.batches.attention import tree_attention
+from anchored.batches.compiled import one_pass
 
 _NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 _FEED_FORWARDS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
@@ -153,26 +154,42 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        exact = states.to(torch.float32)
-        scale = exact.pow(2).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        normed, scale = _normed(states, weight, epsilon)
         ctx.save_for_backward(states, weight, scale)
-        normed = (exact * scale).to(states.dtype)
-        return normed.mul_(weight) if normed.dtype == weight.dtype else normed * weight
+        return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         states, weight, scale = ctx.saved_tensors
-        exact, out = grad.to(torch.float32), weight.to(torch.float32)
-        normed = states.to(torch.float32) * scale
-        both = (exact * normed).reshape(-1, weight.shape[0])
-        grad_weight = both.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        if not ctx.needs_input_grad[0]:
-            return None, grad_weight, None
-        # d out / d states = scale (weight - normed mean(weight normed)): the norm's own part takes out the mean
-        mean = torch.mv(both, out).div_(weight.shape[0]).view_as(scale)
-        grad_states = (exact * out).addcmul_(normed, mean, value=-1).mul_(scale)
-        return grad_states.to(states.dtype), grad_weight, None
+        of_states, of_weight = _norm_gradients(grad, states, weight, scale, *ctx.needs_input_grad[:2])
+        return of_states, of_weight, None
+
+
+@one_pass
+def _normed(states: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The states over their root mean square, times the weight; and one over the root mean square."""
+    exact = states.to(torch.float32)
+    scale = exact.pow(2).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+    normed = (exact * scale).to(states.dtype)
+    return normed.mul_(weight) if normed.dtype == weight.dtype else normed * weight, scale
+
+
+@one_pass
+def _norm_gradients(
+    grad: Tensor, states: Tensor, weight: Tensor, scale: Tensor, needs_states: bool, needs_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    exact, out = grad.to(torch.float32), weight.to(torch.float32)
+    normed = states.to(torch.float32) * scale
+    both = (exact * normed).reshape(-1, weight.shape[0])
+    of_weight = both.sum(0).to(weight.dtype) if needs_weight else None
+    if not needs_states:
+        return None, of_weight
+    # d out / d states = scale (weight - normed mean(weight normed)): the norm's own part takes out the mean
+    total = torch.mv(both, out) if both.is_cpu else (both * out).sum(-1)
+    mean = total.div_(weight.shape[0]).view_as(scale)
+    of_states = (exact * out).addcmul_(normed, mean, value=-1).mul_(scale)
+    return of_states.to(states.dtype), of_weight
 
 
 class _FeedForward(torch.autograd.Function):
@@ -188,18 +205,16 @@ class _FeedForward(torch.autograd.Function):
     ) -> Float[Tensor, "tokens width"]:
         gate, up = product(x, gate_weight), product(x, up_weight)
         ctx.save_for_backward(x, gate, up, gate_weight, up_weight, down_weight)
-        return product(silu(gate).mul_(up), down_weight)
+        return product(_gated(gate, up), down_weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, "tokens width"]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
         needs_x, needs_gate, needs_up, needs_down = ctx.needs_input_grad
-        active = silu(gate)
-        grad_down = grad.T @ (active * up) if needs_down else None
-        grad_inner = product(grad, down_weight.T)
-        grad_up = active.mul_(grad_inner)
-        grad_gate = torch.ops.aten.silu_backward(grad_inner.mul_(up), gate)
+        inner, grad_gate, grad_up = _gate_gradients(product(grad, down_weight.T), gate, up)
+        grad_down = grad.T @ inner if needs_down else None
+        del inner
         grad_x = product(grad_gate, gate_weight.T).add_(product(grad_up, up_weight.T)) if needs_x else None
         return (
             grad_x,
@@ -207,6 +222,18 @@ class _FeedForward(torch.autograd.Function):
             grad_up.T @ x if needs_up else None,
             grad_down,
         )
+
+
+@one_pass
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return silu(gate).mul_(up)
+
+
+@one_pass
+def _gate_gradients(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_gated` again, and the gradients of gate and up where `grad` is its own."""
+    active = silu(gate)
+    return active * up, torch.ops.aten.silu_backward(grad * up, gate), active.mul_(grad)
 
 
 class _TurnedProjections(torch.autograd.Function):

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from anchored.batches.compiled import one_pass
 from anchored.batches.fused import product
 
 _TILE_BYTES = {False: 2**27, True: 2**30}
@@ -108,17 +109,17 @@ class _TiledLogps(torch.autograd.Function):
         targets: Int[Tensor, " scored"],
         shaping: Shaping,
     ) -> Float[Tensor, " scored"]:
-        rows = max(1, _TILE_BYTES[states.is_cuda] // (4 * weight.shape[0]))
+        rows = max(1, _TILE_BYTES[states.is_cuda] // (_bytes(weight) * len(weight)))
         logps, norms = [], []
         kept: Tensor | None = None
-        for tile, target in zip(states.split(rows), targets.split(rows), strict=True):
+        for tile, target in zip(states.split(rows), targets[:, None].split(rows), strict=True):
             # the tile before goes first
             kept = None
-            kept = _logits(tile, weight, bias, shaping)
-            logit = kept.gather(-1, target[:, None])
-            _to_logps(kept)
-            logps.append(kept.gather(-1, target[:, None]))
-            norms.append(logit - logps[-1])
+            kept = _logits(tile, weight, bias)
+            kept = kept if kept.is_cuda else _shaped(at_least_fp32(kept), shaping)
+            logp, norm = (_scores if kept.is_cuda else _scores_in_place)(kept, target, shaping)
+            logps.append(logp)
+            norms.append(norm)
         if len(logps) > 1 or not any(ctx.needs_input_grad):
             kept = None
         ctx.save_for_backward(states, weight, bias, targets, torch.cat(norms), kept)
@@ -134,22 +135,38 @@ class _TiledLogps(torch.autograd.Function):
         grad_bias: Tensor | None = None
         split = (of.split(ctx.rows) for of in (states, norms, targets[:, None], grad[:, None]))
         for tile, norm, target, counts in zip(*split, strict=True):
-            logps = kept if kept is not None else _logits(tile, weight, bias, ctx.shaping).sub_(norm)
-            exact = _logit_gradient(logps, norm, target, counts, ctx.shaping)
-            error = exact.to(weight.dtype)
+            begun = kept
+            if begun is None:
+                begun = _logits(tile, weight, bias)
+                if not begun.is_cuda:
+                    begun = _shaped(at_least_fp32(begun), ctx.shaping).sub_(norm)
+            gradient = _logit_gradient if begun.is_cuda else _logit_gradient_in_place
+            error = gradient(begun, norm, target, counts, ctx.shaping)
+            if needs_bias:
+                of_tile = error.sum(0, dtype=norms.dtype)
+                grad_bias = of_tile if grad_bias is None else grad_bias + of_tile
+            error = error.to(weight.dtype)
             if needs_states:
                 grad_states.append(product(error, weight.T))
             # sums over tiles in 16 bit would lose digits
             if needs_weight:
                 grad_weight = _plus_product(grad_weight, error.T, tile, norms.dtype)
-            if needs_bias:
-                grad_bias = exact.sum(0) if grad_bias is None else grad_bias + exact.sum(0)
         of_states = torch.cat(grad_states) if needs_states else None
         return of_states, _as(grad_weight, weight), _as(grad_bias, bias), None, None
 
 
-def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, shaping: Shaping) -> Float[Tensor, "rows vocab"]:
-    logits = at_least_fp32(product(states, weight) if bias is None else nn.functional.linear(states, weight, bias))
+def _bytes(weight: Tensor) -> int:
+    """Of a logit: the CPU's work is in float32."""
+    return weight.element_size() if weight.is_cuda else 4
+
+
+def _logits(states: Tensor, weight: Tensor, bias: Tensor | None) -> Float[Tensor, "rows vocab"]:
+    """Unshaped, in the model's precision."""
+    return product(states, weight) if bias is None else nn.functional.linear(states, weight, bias)
+
+
+def _shaped(logits: Float[Tensor, "rows vocab"], shaping: Shaping) -> Float[Tensor, "rows vocab"]:
+    """In the memory of the logits."""
     if shaping.scale != 1:
         logits.mul_(shaping.scale)
     if shaping.softcap is not None:
@@ -157,35 +174,65 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, shaping: Shapin
     return logits
 
 
-def _to_logps(logits: Float[Tensor, "rows vocab"]) -> None:
-    """Log softmax, in the memory of the logits."""
+# on a GPU the logits stay as they are, and each function passes over them once
+
+
+@one_pass
+def _scores(logits: Tensor, targets: Tensor, shaping: Shaping) -> tuple[Tensor, Tensor]:
+    """Of the unshaped logits [rows, vocab]: each target's logp, and the logsumexp, both [rows, 1]."""
+    exact = _shaped(at_least_fp32(logits).clone(), shaping)
+    norms = exact.logsumexp(-1, keepdim=True)
+    return exact.gather(-1, targets) - norms, norms
+
+
+@one_pass
+def _logit_gradient(logits: Tensor, norms: Tensor, targets: Tensor, grad: Tensor, shaping: Shaping) -> Tensor:
+    """The gradient of the unshaped logits, rounded as they are."""
+    exact = _shaped(at_least_fp32(logits).clone(), shaping)
+    # d logp / d logits = onehot - softmax
+    chosen = torch.arange(logits.shape[-1], device=logits.device) == targets
+    error = (chosen.to(exact.dtype) - (exact - norms).exp()) * (grad * shaping.scale)
+    if shaping.softcap is not None:
+        error = error * (1 - (exact / shaping.softcap).square())
+    return error.to(logits.dtype)
+
+
+# on a CPU float32 logits become what is wanted where they lie, a cache's fill at a time
+
+
+def _scores_in_place(
+    logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, "rows 1"], shaping: Shaping
+) -> tuple[Float[Tensor, "rows 1"], Float[Tensor, "rows 1"]]:
+    """As `_scores`, of shaped logits, which become log-probabilities."""
+    found = logits.gather(-1, targets)
     for part in logits.split(_cached_rows(logits)):
         if part.is_cpu:
             torch.log_softmax(part, -1, out=part)
         else:
             part.sub_(part.logsumexp(-1, keepdim=True))
+    logps = logits.gather(-1, targets)
+    return logps, found - logps
 
 
-def _cached_rows(logits: Float[Tensor, "rows vocab"]) -> int:
-    return max(1, _CACHED_BYTES // (4 * logits.shape[-1])) if logits.is_cpu else len(logits)
-
-
-def _logit_gradient(
+def _logit_gradient_in_place(
     logps: Float[Tensor, "rows vocab"],
     norms: Float[Tensor, "rows 1"],
     targets: Int[Tensor, "rows 1"],
     grad: Float[Tensor, "rows 1"],
     shaping: Shaping,
 ) -> Float[Tensor, "rows vocab"]:
-    """The gradient of the unshaped logits, in the memory of the log-probabilities."""
+    """As `_logit_gradient`, in the memory of the log-probabilities."""
     grad = grad * shaping.scale
     slope = None if shaping.softcap is None else 1 - ((logps + norms) / shaping.softcap).square_()
     rows = _cached_rows(logps)
     for part, part_grad in zip(logps.split(rows), grad.split(rows), strict=True):
-        # d logp / d logits = onehot - softmax
         part.exp_().mul_(-part_grad)
     error = logps.scatter_add_(1, targets, grad)
     return error if slope is None else error.mul_(slope)
+
+
+def _cached_rows(logits: Float[Tensor, "rows vocab"]) -> int:
+    return max(1, _CACHED_BYTES // (4 * logits.shape[-1])) if logits.is_cpu else len(logits)
 
 
 def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from anchored.errors import DataError
 from anchored.llm.chat import Chat, Reply, Request, Usage
 from anchored.llm.money import Purse, Spending
+from anchored.llm.salvage import readable_rows
 from anchored.records import Message, content_hash
 from anchored.runs import one_line
 
@@ -40,6 +41,8 @@ OPEN_ENDED = (
     "create index replies_open_key on replies (open_key)",
 )
 COLUMNS = "key, model, request, reply, raw, created, open_key, max_tokens"
+_INSERT = f"insert into main.replies ({COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing"
+_IS_JSON = "(json_valid(request) and json_valid(reply) and json_valid(raw))"
 OTHER_PROCESS_SECONDS = 60.0
 
 
@@ -59,6 +62,8 @@ class Merged:
     added: int
     known: int
     """Replies to requests that had one here already."""
+    damaged: bool = False
+    """Whether the other file holds more, which cannot be read."""
 
 
 class ReplyStore:
@@ -120,9 +125,7 @@ class ReplyStore:
         rows = [_row(entry, now) for entry in entries]
         spent = [(spending.model, spending.usd, spending.basis, now) for spending in spendings]
         with self._writing, self._named_errors(), self._transaction():
-            self._writer.executemany(
-                f"insert into replies ({COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing", rows
-            )
+            self._writer.executemany(_INSERT, rows)
             self._writer.executemany("insert into spending values (?, ?, ?, ?)", spent)
 
     async def look_up(self, fingerprint: str, request: Request) -> Reply | None:
@@ -158,20 +161,46 @@ class ReplyStore:
         if other.samefile(self.path):
             raise DataError(f"{other}: is the store itself; name another to merge into it")
         with self._writing, self._named_errors(other):
-            self._writer.execute("attach database ? as other", (str(other),))
             try:
-                _check_version(self._writer, other, "other")
-                with self._transaction():
-                    self._writer.execute(
-                        f"insert into main.replies ({COLUMNS}) select key, model, request, reply, raw, created, "
-                        "open_key(model, request), json_extract(request, '$.max_tokens') from other.replies "
-                        "where true order by rowid on conflict do nothing"
-                    )
-                    added = self._writer.execute("select changes()").fetchone()[0]
-                    total = self._writer.execute("select count(*) from other.replies").fetchone()[0]
-            finally:
-                self._writer.execute("detach database other")
-        return Merged(added, total - added)
+                return self._merge_whole(other)
+            except (sqlite3.DatabaseError, ValueError) as error:
+                if not _is_damage(error):
+                    raise
+                merged = self._merge_readable(other)
+                if not merged.added + merged.known:
+                    raise
+                return merged
+
+    def _merge_whole(self, other: Path) -> Merged:
+        self._writer.execute("attach database ? as other", (str(other),))
+        try:
+            _check_version(self._writer, other, "other")
+            with self._transaction():
+                self._writer.execute(
+                    f"insert into main.replies ({COLUMNS}) select key, model, request, reply, raw, created, "
+                    "open_key(model, request), json_extract(request, '$.max_tokens') from other.replies "
+                    f"where {_IS_JSON} order by rowid on conflict do nothing"
+                )
+                added = self._writer.execute("select changes()").fetchone()[0]
+                counts = f"select count(*), total({_IS_JSON}) from other.replies"
+                total, whole = self._writer.execute(counts).fetchone()
+        finally:
+            self._writer.execute("detach database other")
+        return Merged(added, int(whole) - added, damaged=whole < total)
+
+    def _merge_readable(self, other: Path) -> Merged:
+        """Of a damaged store, the replies that are whole."""
+        added = known = 0
+        with self._transaction():
+            for row in readable_rows(other, "replies", ("key", "model", "request", "reply", "raw", "created")):
+                try:
+                    whole = _whole_row(row)
+                except (ValueError, TypeError, LookupError, AttributeError):
+                    continue
+                self._writer.execute(_INSERT, whole)
+                new = self._writer.execute("select changes()").fetchone()[0]
+                added, known = added + new, known + 1 - new
+        return Merged(added, known, damaged=True)
 
     def remember(self, chat: Chat, purse: Purse | None = None) -> Remembered:
         """The same chat, which asks only what is not in the store; what `purse` spends is kept with the replies."""
@@ -356,9 +385,7 @@ def _key(fingerprint: str, request: Request, max_tokens: int | None) -> str:
 
 
 def _open_key_of_row(fingerprint: str, request: str) -> str:
-    stored = json.loads(request)
-    messages = tuple(Message(**message) for message in stored["messages"])
-    return _open_key(fingerprint, Request(**{**stored, "messages": messages}))
+    return _open_key(fingerprint, _request(request))
 
 
 class _Call:
@@ -393,6 +420,23 @@ def _row(entry: Entry, created: str) -> tuple[str | int, ...]:
     )
 
 
+def _whole_row(cells: tuple[bytes, ...]) -> tuple[str | int, ...]:
+    """A row of a damaged store with what is made of it; raises where it is not what was written."""
+    row = tuple(cell.decode() for cell in cells)
+    key, model, text, reply, raw, _ = row
+    request = _request(text)
+    if key != request_key(model, request):
+        raise ValueError("another request")
+    _reply(reply)
+    json.loads(raw)
+    return (*row, _open_key(model, request), request.max_tokens)
+
+
+def _request(text: str) -> Request:
+    stored = json.loads(text)
+    return Request(**{**stored, "messages": tuple(Message(**message) for message in stored["messages"])})
+
+
 def _fields(record: Any) -> dict[str, Any]:
     """A dataclass as a dict, one level deep: `asdict` copies whole conversations."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
@@ -421,17 +465,22 @@ def _check_version(connection: sqlite3.Connection, path: Path, schema: str = "ma
 def _what_to_do(path: Path, error: Exception) -> str:
     name = getattr(error, "sqlite_errorname", "")
     reason = one_line(error).partition(" with text ")[0]  # what is no text is nothing to show
-    unreadable = isinstance(error, ValueError) or reason.startswith("Could not decode")
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or unreadable:
+    if _is_damage(error):
         return (
-            f"the store of replies is damaged ({reason}); move it aside and its replies are asked again, or save what "
-            f"can be read with `sqlite3 {path} .recover | sqlite3 saved.sqlite` and put that in its place"
+            f"the store of replies is damaged ({reason}); move it aside, with its -wal and -shm, and its replies are "
+            f"asked again; `anchored merge-replies saved.sqlite {path}` saves what can be read, to put in its place"
         )
     if _is_of_the_disk(error):
         return f"the disk takes no more ({reason}); make room, then the same command goes on: what is stored is safe"
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return f"another process has held this store for {OTHER_PROCESS_SECONDS:.0f} s; wait until it ends"
     return f"the store of replies cannot be used ({reason}); put the run where you may write, on a disk of this machine"
+
+
+def _is_damage(error: Exception) -> bool:
+    name = getattr(error, "sqlite_errorname", "")
+    unreadable = isinstance(error, ValueError) or str(error).startswith("Could not decode")
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or unreadable
 
 
 def _is_of_the_disk(error: Exception) -> bool:

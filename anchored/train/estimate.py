@@ -95,8 +95,8 @@ def estimate_memory(model: str | Path, settings: TrainSettings, trees: Sequence[
         gradients=4 * trained,
         optimizer=4 * _moments(settings.optimizer) * trained,
         row=row,
-        # on a GPU PyTorch updates all weights at once, elsewhere one after the other
-        update=4 * trained if on_cuda else 8 * largest,
+        # one weight after another; AdamW on a GPU needs no room beside them
+        update=0 if on_cuda and settings.optimizer.name == "adamw" else 8 * largest,
     )
 
 

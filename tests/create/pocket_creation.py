@@ -96,6 +96,7 @@ class Creation:
     folder: Path
     settings: Sequence[str]
     teachers: Sequence[Teacher]
+    clock_jumps: bool = False
     kills: int = 0
     stored: set[str] = field(default_factory=set)
     """Contents whose reply was in the store when a command was started."""
@@ -148,7 +149,8 @@ class Creation:
     def _start(self, kill_at: str = "") -> Command:
         self.folder.mkdir(exist_ok=True)
         arguments = ("create", POCKET, *self.settings, "--out", self.run.folder)
-        return self.forks.start(*arguments, log=self.folder / "log", env={KEY_ENV: KEY}, kill_at=kill_at)
+        how = {"log": self.folder / "log", "env": {KEY_ENV: KEY}, "clock_jumps": self.clock_jumps}
+        return self.forks.start(*arguments, **how, kill_at=kill_at)
 
     def _marks(self) -> list[int]:
         return [len(teacher.requests) for teacher in self.teachers]

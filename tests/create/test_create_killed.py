@@ -73,14 +73,15 @@ def assert_spent_once(creation: Creation) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_ten_kills_among_all_faults_at_once_change_no_pair(
+def test_ten_kills_among_all_faults_at_once_and_a_clock_that_jumps_change_no_pair(
     forks: Forks, world: World, tmp_path: Path, method: str
 ) -> None:
     whole = undisturbed(forks, tmp_path / "whole", world, method, faults(*LASTING))
     said = ledger(whole.run)
     assert said == {"usage": pytest.approx(usd(came_whole(whole.requests)))}
     with Teacher(faults(*PASSING, *LASTING), api_key=KEY) as teacher:
-        creation = Creation(forks, tmp_path / "killed", overrides(world, method, teacher.base_url), [teacher])
+        settings = overrides(world, method, teacher.base_url)
+        creation = Creation(forks, tmp_path / "killed", settings, [teacher], clock_jumps=True)
         for when in moments(whole.answered(), seed=METHODS.index(method)):
             creation.killed(when)
         creation.ended()

@@ -25,7 +25,8 @@ from plain_scores import (
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from anchored.batches.answer_logps import answer_logps
+from anchored.batches.answer_logps import answer_logps, answer_logps_plain
+from anchored.batches.fused import fuse
 from anchored.batches.head import find_head
 from anchored.batches.tree import plant
 
@@ -43,6 +44,7 @@ SHAPE: dict[str, Any] = {
 }
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"]}
 WINDOW = 5
+DEVICE = torch.device("cuda")
 """Shorter than most prompts with their answers, and than many answers."""
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
@@ -288,3 +290,30 @@ def test_positions_that_move_late_leave_shorter_rows_alone(name: str, recwarn: p
     assert sum(tree.size for tree in trees) > 16
     assert_scores_like(plain, model, trees, 2e-5)
     assert not fallbacks(recwarn)
+
+
+IN_16_BIT_ON_GPUS = sorted(FAMILIES.keys() - {"mixtral", "qwen3-moe", "gpt-oss"})
+"""Rounding makes a router choose other experts, whose numbers are no longer near."""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", IN_16_BIT_ON_GPUS)
+def test_on_a_gpu_a_row_in_16_bit_is_as_near_to_the_truth_as_each_answer_alone(name: str) -> None:
+    truth_model = build(FAMILIES[name], torch.float64)
+    trees = random_trees(Random(name), 12, 3)
+    truth = answer_logps(truth_model, trees, CPU)
+    expected = gradients(truth_model, truth)
+    model = build(FAMILIES[name], torch.bfloat16).to("cuda")
+    # what the norms and kernels of training do to a model
+    row_model = copy.deepcopy(model)
+    fuse(row_model)
+    found, plain = answer_logps(row_model, trees, DEVICE), answer_logps_plain(model, trees, DEVICE)
+    assert _distance(found, truth) < 1.5 * _distance(plain, truth) + 1e-3
+    of_row, of_plain = gradients(row_model, found), gradients(model, plain)
+    for parameter, gradient in expected.items():
+        near = _distance(of_plain[parameter], gradient)
+        assert _distance(of_row[parameter], gradient) < 2 * near + 1e-2 * float(gradient.norm()), parameter
+
+
+def _distance(found: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((found.detach().cpu().double() - truth.detach()).norm())

@@ -61,11 +61,13 @@ def questions(count: int, seed: int = 0, **settings: float) -> list[Request]:
     ]
 
 
-def answers(folder: Path, requests: Sequence[Request], batch_size: int = 16, **settings: str) -> list[Reply]:
+def answers(
+    folder: Path, requests: Sequence[Request], batch_size: int = 16, device: str = "cpu", **settings: str
+) -> list[Reply]:
     """All replies, asked at once."""
 
     async def run() -> list[Reply]:
-        chat = LocalChat(folder, batch_size=batch_size, device="cpu", **settings)
+        chat = LocalChat(folder, batch_size=batch_size, device=device, **settings)
         try:
             return await asyncio.gather(*map(chat.reply, requests))
         finally:
@@ -93,6 +95,16 @@ def test_greedy_answers_are_those_of_plain_generation_one_by_one(tmp_path: Path,
         assert reply.usage.prompt_tokens == prompt.shape[1]
         assert reply.usage.completion_tokens == len(alone)
         assert reply.finish_reason == ("stop" if alone[-1] == tokenizer.eos_token_id else "length")
+
+
+@pytest.mark.gpu
+def test_a_gpu_answers_as_a_cpu_does_and_draws_the_same_again(folder: Path) -> None:
+    requests = questions(20, temperature=0.0)
+    assert token_ids(answers(folder, requests, device="cuda")) == token_ids(answers(folder, requests))
+    drawn = questions(60, temperature=1.0, seed=3)
+    first, again = (token_ids(answers(folder, drawn, device="cuda")) for _ in range(2))
+    assert first == again
+    assert len({tuple(tokens) for tokens in first if len(tokens) > 3}) > 30
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

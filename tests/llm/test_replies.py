@@ -259,7 +259,7 @@ def test_a_damaged_store_is_refused(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[5000:-5000] = os.urandom(len(content) - 10_000)
     path.write_bytes(content)
-    assert_refused(path, r"damaged .*move it aside.*\.recover")
+    assert_refused(path, r"damaged .*move it aside.*merge-replies saved\.sqlite")
 
 
 def test_a_store_that_was_cut_short_is_refused(path: Path) -> None:

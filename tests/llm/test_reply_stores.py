@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -164,18 +165,6 @@ def test_what_cannot_be_merged_is_named_and_changes_nothing(
         store.put([Entry("m", a_request(99), Reply("after", "stop", "m"))])
 
 
-def test_a_damaged_store_adds_nothing(tmp_path: Path) -> None:
-    other = a_store(tmp_path / "other.sqlite", range(2000))
-    content = bytearray(other.read_bytes())
-    content[200_000:-200_000] = os.urandom(len(content) - 400_000)
-    other.write_bytes(content)
-    with ReplyStore(a_store(tmp_path / "into.sqlite", range(3))) as store:
-        with pytest.raises(DataError, match="damaged") as raised:
-            store.merge(other)
-        assert str(other) in str(raised.value)
-        assert store.count() == 3
-
-
 def test_the_command_merges_runs_and_files(tmp_path: Path) -> None:
     a_store(tmp_path / "run" / "replies.sqlite", range(5))
     a_store(tmp_path / "machine-2" / "replies.sqlite", range(3, 9))
@@ -189,3 +178,38 @@ def test_the_command_merges_runs_and_files(tmp_path: Path) -> None:
     failed = anchored("merge-replies", tmp_path / "run", tmp_path / "nowhere")
     assert failed.code == 2
     assert "nowhere/replies.sqlite: there is no store of replies to merge" in failed.err
+
+
+def _torn(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[60_000:90_000] = os.urandom(30_000)
+    path.write_bytes(content)
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def _scratched(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("update replies set reply = substr(reply, 1, 20) where rowid % 10 = 0")
+
+
+@pytest.mark.parametrize("damage", [_torn, _cut, _scratched])
+def test_a_merge_saves_what_can_be_read_of_a_damaged_store(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.sqlite"
+    said = {number: f"{number}: " + "x" * 500 for number in range(300)}
+    with ReplyStore(damaged) as store:
+        store.put([Entry("m", a_request(number), Reply(text, "stop", "m")) for number, text in said.items()])
+    damage(damaged)
+    before = damaged.read_bytes()
+    with ReplyStore(tmp_path / "saved.sqlite") as saved:
+        merged = saved.merge(damaged)
+        assert merged.damaged
+        assert 150 < merged.added == saved.count() < 300
+        found = {number: saved.get(request_key("m", a_request(number))) for number in said}
+        assert sum(reply is not None for reply in found.values()) == merged.added
+        assert all(reply is None or reply.text == said[number] for number, reply in found.items())
+        again = saved.merge(damaged)
+        assert (again.added, again.known, again.damaged) == (0, merged.added, True)
+    assert damaged.read_bytes() == before
