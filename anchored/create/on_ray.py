@@ -300,9 +300,9 @@ class _Pool:
                 self._money.last = await _hub_answer(self._hub.spent.remote())
             return block
         raise Stopped(
-            f"create: {MOST_ENDS} workers ended one after another over the same {len(prompts)} prompts, the first "
-            f"{prompts[0].id!r} (the last: {self._why}); see whether a worker has enough memory, then the same command "
-            "goes on"
+            f"create: {MOST_ENDS} workers ended one after another while they made the row of {prompts[0].id!r}, among "
+            f"others (the last: {self._why}); see whether workers have enough memory and what own filters do, then "
+            "the same command goes on"
         )
 
     async def _free(self) -> _Member:

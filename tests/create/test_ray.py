@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, POCKET, anchored, command
+import yaml
+from commands import ENVIRONMENT, POCKET, ROOT, anchored, command
 from forks import Forks
 from pocket_creation import (
     IN_FLIGHT,
@@ -33,11 +35,12 @@ from pocket_creation import (
     usd,
 )
 from processes import all_gone
+from pydantic import ValidationError
 from ray_nodes import below, nodes
 
 from anchored import recipe as recipes
 from anchored.create import desk
-from anchored.create.settings import CreateSettings
+from anchored.create.settings import CreateSettings, RaySettings
 from anchored.errors import RecipeError
 from anchored.pipeline import Plan, execute
 from anchored.pocket.teacher import Faults, Teacher
@@ -114,6 +117,34 @@ def test_without_ray_there_is_one_line_with_the_way_out(monkeypatch: pytest.Monk
     monkeypatch.setattr(desk, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r'create.engine is ray, .* pip install "anchored\[ray\]"'):
         desk.check_settings(CreateSettings.model_validate({"engine": "ray"}))
+
+
+def test_the_page_about_clusters_has_a_recipe_and_every_setting() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text("utf-8")
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    recipe = recipes.parse(yaml.safe_load(shown), "docs/cluster.md")
+    assert recipe.create.engine == "ray"
+    assert [name for name in RaySettings.model_fields if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+def test_an_address_from_outside_of_the_cluster_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match="ray job submit"):
+        RaySettings(address=address)
+
+
+@pytest.mark.slow
+def test_a_row_that_ends_every_worker_stops_the_stage_cleanly(world: World, tmp_path: Path) -> None:
+    (tmp_path / "own_filters.py").write_text("import os\n\n\ndef deadly(pair):\n    os._exit(1)\n")
+    with Teacher(api_key=KEY) as teacher:
+        settings = [*overrides(world, "clair", teacher.base_url), *ON_RAY, 'create.filters=["own_filters:deadly"]']
+        arguments = ("create", POCKET, *settings, "--out", tmp_path / "run")
+        done = anchored(*arguments, env={**KEYED, "PYTHONPATH": f"{ROOT}:{tmp_path}"})
+        asked = Counter(seen.content for seen in teacher.requests)
+    assert done.code == 3, done.out + done.err
+    assert "the same command goes on" in done.err
+    assert "Traceback" not in done.out + done.err
+    assert max(asked.values()) <= 2, "only what was in flight when a worker ended is asked again"
 
 
 @pytest.mark.slow
