@@ -207,6 +207,8 @@ async def cluster(order: Order, replies: Path, progress: Progress) -> AsyncItera
             .options(num_cpus=0, scheduling_strategy=_on(here), max_concurrency=_WAITING_CALLS)
             .remote(replies.resolve(), settings.budget_usd)
         )
+        if _holds_models(settings) and not settings.ray.gpus and (found := ray.cluster_resources().get("GPU")):
+            progress.note(f"create: Ray has {found:g} GPUs, but workers see none of them; create.ray.gpus is 0")
         money = RemoteMoney(await _hub_answer(hub.spent.remote())) if order.counts_money else None
         endpoints = settings.endpoints()
         chats = {role: RemoteChat(purse=money if one.price else None) for role, one in endpoints.items()}
@@ -220,6 +222,12 @@ async def cluster(order: Order, replies: Path, progress: Progress) -> AsyncItera
             spent = await _hub_answer(hub.close.remote())
             if money:
                 money.last = spent
+
+
+def _holds_models(settings: CreateSettings) -> bool:
+    """Whether a worker computes answers itself, or starts a server that does."""
+    serves = any(endpoint.serve not in (None, "pocket") for endpoint in settings.endpoints().values())
+    return serves or (settings.asks_policy and settings.sample.base_url is None)
 
 
 class _Ended(Exception):

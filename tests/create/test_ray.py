@@ -171,6 +171,8 @@ def test_a_node_killed_midway_costs_what_it_had_in_flight_and_no_pair(tmp_path: 
     said = ledger(run)
     assert usd(once) - 1e-9 <= said["usage"] <= usd(requests) + 1e-9
     assert usd(requests) - 1e-9 <= sum(said.values()), "what was in flight may have been billed, and is counted"
+    assert_keyless(tmp_path)
+    assert_keyless(Path("/tmp/ray/session_latest").resolve())
 
 
 @pytest.mark.slow
