@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from anchored.process import settle_environment
 from anchored.progress import Silent
 from anchored.runs import STAGES, Run
 from anchored.train.launch import speaks, under_launcher
+
+if TYPE_CHECKING:
+    from anchored.pipeline import Batching
 
 app = typer.Typer(
     help="Align language models with contrastive revisions (CLAIR) and anchored preference optimization (APO).",
@@ -68,6 +71,19 @@ Limit = Annotated[
     int | None, typer.Option(help="Use at most N prompts, and N questions of each benchmark.", metavar="N")
 ]
 Target = Annotated[int | None, typer.Option(help="Go on until N pairs are accepted (create.target).", metavar="N")]
+ByBatch = Annotated[
+    bool, typer.Option("--batch", help="Ask the teacher by its endpoint's Batch API: half the price, up to a day.")
+]
+BatchExport = Annotated[
+    bool, typer.Option("--batch-export", help="Write what is to be asked to files (vllm run-batch), then stop.")
+]
+BatchImport = Annotated[
+    list[Path] | None,
+    typer.Option("--batch-import", metavar="FILE", help="Replies to what was exported; may be given several times."),
+]
+CancelBatches = Annotated[
+    bool, typer.Option("--cancel-batches", help="End the run's batches at the endpoint, and do nothing else.")
+]
 Redo = Annotated[Stage | None, typer.Option(help="Do STAGE and what follows again; paid replies are kept.")]
 AnyOut = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/RECIPE if left out.")]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")]
@@ -94,10 +110,14 @@ def run(
     limit: Limit = None,
     target: Target = None,
     redo: Redo = None,
+    batch: ByBatch = False,
 ) -> None:
     """All stages, from prompts to report; the same command again goes on where the last one ended."""
+    from anchored.pipeline import Batching
+
     stages = STAGES[: STAGES.index(until) + 1] if until else STAGES
-    _run(recipe, _with_target(overrides, target), out or Path("runs") / recipe.stem, stages, limit, redo)
+    folder = out or Path("runs") / recipe.stem
+    _run(recipe, _with_target(overrides, target), folder, stages, limit, redo, Batching("submit") if batch else None)
 
 
 @app.command()
@@ -108,9 +128,25 @@ def create(
     limit: Limit = None,
     target: Target = None,
     redo: Redo = None,
+    batch: ByBatch = False,
+    batch_export: BatchExport = False,
+    batch_import: BatchImport = None,
+    cancel_batches: CancelBatches = False,
 ) -> None:
     """Prompts to preference pairs."""
-    _run(recipe, _with_target(overrides, target), out, ("create",), limit, redo)
+    from anchored.pipeline import Batching
+
+    if batch + batch_export + cancel_batches > 1 or (cancel_batches and batch_import):
+        raise typer.BadParameter("choose one of --batch, --batch-export and --cancel-batches")
+    for file in batch_import or ():
+        if not file.is_file():
+            raise typer.BadParameter(f"--batch-import {file}: there is no such file")
+    if cancel_batches:
+        _cancel_batches(recipe, overrides or (), out)
+        return
+    way = "submit" if batch else "export" if batch_export else "live"
+    batching = Batching(way, tuple(batch_import or ()))
+    _run(recipe, _with_target(overrides, target), out, ("create",), limit, redo, batching)
 
 
 @app.command()
@@ -365,14 +401,15 @@ def _run(
     stages: Sequence[str] = STAGES,
     limit: int | None = None,
     redo: str | None = None,
+    batching: Batching | None = None,
 ) -> None:
     from anchored import recipe as recipes
-    from anchored.pipeline import Plan, execute
+    from anchored.pipeline import Batching, Plan, execute
     from anchored.terminal import Terminal
 
     if limit is not None:
         overrides = [*overrides, f"limit={limit}"]
-    plan = Plan(recipes.load(path, overrides), out, stages, redo)
+    plan = Plan(recipes.load(path, overrides), out, stages, redo, batching or Batching())
     if redo is not None and redo not in stages:
         raise RecipeError(f"--redo {redo}: this command does {', '.join(stages)} only")
     if not speaks():
@@ -382,6 +419,15 @@ def _run(
         progress.note(f"{', '.join(stages)} in {out}")
         finished = execute(plan, progress)
     _show(finished, stages)
+
+
+def _cancel_batches(path: Path, overrides: Sequence[str], out: Path) -> None:
+    from anchored import recipe as recipes
+    from anchored.pipeline import Plan, cancel
+    from anchored.terminal import Terminal
+
+    with Terminal(_out) as progress:
+        cancel(Plan(recipes.load(path, overrides), out), progress)
 
 
 def _show(run: Run, stages: Sequence[str]) -> None:

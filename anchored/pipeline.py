@@ -29,7 +29,13 @@ from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
 from anchored.llm.alike import WatchedChat
+from anchored.llm.batch_api import BatchApi
+from anchored.llm.batch_endpoint import cancel_batches
+from anchored.llm.batch_files import BatchFolder
+from anchored.llm.batches import BatchChat, Means, Way
+from anchored.llm.bodies import fingerprint
 from anchored.llm.chat import Chat, Reply, Request
+from anchored.llm.connection import Connection
 from anchored.llm.endpoints import Endpoints, open_endpoints
 from anchored.llm.model_folder import model_folder
 from anchored.llm.money import Purse
@@ -64,6 +70,15 @@ _TRIAL = user_prompt("Is water wet?", id="trial of the template"), (Answer("It i
 
 
 @dataclass(frozen=True, slots=True)
+class Batching:
+    """By which way the teacher's replies come: request by request, but for what is in batches already."""
+
+    way: Way = "live"
+    imports: Sequence[Path] = ()
+    """Files of replies to what was exported."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What one command does: which stages of which recipe in which folder."""
 
@@ -72,6 +87,7 @@ class Plan:
     stages: Sequence[str] = STAGES
     redo: str | None = None
     """Do this stage and the ones after it again, also where the recipe changed."""
+    batching: Batching = Batching()
 
 
 def execute(plan: Plan, progress: Progress) -> Run:
@@ -90,8 +106,16 @@ def execute(plan: Plan, progress: Progress) -> Run:
             if stage != "report" and run.summary(stage) is not None:
                 progress.note(f"{stage}: complete{_changed_since(run, plan.recipe) if stage == 'create' else ''}")
                 continue
-            _STAGES[stage](run, plan.recipe, progress)
+            _STAGES[stage](run, plan, progress)
     return run
+
+
+def cancel(plan: Plan, progress: Progress) -> None:
+    """End the batches of the plan's run at their endpoints, and do nothing else."""
+    run = Run(plan.folder)
+    asked = {fingerprint(one): one for one in _batchable(plan.recipe.create).values()}
+    with run.lock():
+        asyncio.run(cancel_batches(BatchFolder(run.batches), asked, progress))
 
 
 def _train_with_others(run: Run, plan: Plan, progress: Progress) -> None:
@@ -179,61 +203,171 @@ def _check_servers(*names: str | None) -> None:
             find_program(name)
 
 
-def _create(run: Run, recipe: Recipe, progress: Progress) -> None:
+def _create(run: Run, plan: Plan, progress: Progress) -> None:
+    recipe = plan.recipe
     if recipe.train.data is not None:
         progress.note(f"create: not needed, train.data is {recipe.train.data}")
-        return
-    asyncio.run(_create_pairs(run, recipe, progress))
+    else:
+        asyncio.run(_create_pairs(run, recipe, plan.batching, progress))
 
 
-async def _create_pairs(run: Run, recipe: Recipe, progress: Progress) -> None:
+async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: Progress) -> None:
     settings = recipe.create
     prompts = _limited_prompts(_prompts(settings), recipe.limit)
     if recipe.limit is not None:  # fewer prompts than `take` are no surprise then
         settings = settings.model_copy(update={"prompts": settings.prompts.model_copy(update={"take": None})})
-    counts_money = any(endpoint.price for endpoint in settings.endpoints().values())
     with ReplyStore(run.replies) as store:
         if settings.engine == "ray":
-            order = Order(settings, partial(_create_chats, run, recipe), counts_money)
-            async with cluster(order, run.replies, progress) as engine:
-                await create(run, settings, prompts, engine.chats, progress, engine)
+            await _create_on_ray(run, recipe, settings, prompts, batching, progress)
             return
-        books = Books(store, Purse(settings.budget_usd, store.spent()) if counts_money else None)
-        async with _create_chats(run, recipe, books, progress) as chats:
-            await create(run, settings, prompts, chats, progress)
+        purse = Purse(settings.budget_usd, store.spent()) if _counts_money(settings) else None
+        async with _opened(run, recipe, batching, Books(store, purse), progress) as them:
+            by_batch = None
+            if them.batches:
+                by_batch = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
+            await asyncio.gather(*(chat.begin() for chat in them.batches))
+            await create(run, settings, prompts, them.chats, progress, by_batch)
+            for chat in them.batches:
+                await chat.complete()
+
+
+async def _create_on_ray(
+    run: Run,
+    recipe: Recipe,
+    settings: CreateSettings,
+    prompts: datasets_io.PromptRows,
+    batching: Batching,
+    progress: Progress,
+) -> None:
+    if _by_batch(run, settings, batching):
+        raise RecipeError(
+            "create.engine: ray asks request by request; set create.engine=local to go on with batches, or "
+            "--cancel-batches to end those that are under way"
+        )
+    order = Order(settings, partial(_opened_for_worker, run, recipe), _counts_money(settings))
+    async with cluster(order, run.replies, progress) as engine:
+        await create(run, settings, prompts, engine.chats, progress, engine=engine)
 
 
 @asynccontextmanager
-async def _create_chats(
+async def _opened_for_worker(
     run: Run, recipe: Recipe, books: Books, progress: Progress
 ) -> AsyncIterator[dict[str, Remembered]]:
-    """Who answers, by role, until the block ends."""
+    async with _opened(run, recipe, Batching(), books, progress) as them:
+        yield them.chats
+
+
+@asynccontextmanager
+async def _opened(
+    run: Run, recipe: Recipe, batching: Batching, books: Books, progress: Progress
+) -> AsyncIterator[_Opened]:
+    """Who answers, until the block ends."""
     with ExitStack() as servers:
-        chats = _opened_chats(run, recipe, books, servers, progress)
+        them = _Opened(run, recipe, batching, books, servers, progress)
         try:
-            yield chats
+            yield them
         finally:
-            for chat in chats.values():  # the policy first: its check of the others may still be under way
+            for chat in them.chats.values():  # the policy first: its check of the others may still be under way
                 await chat.close()
 
 
-def _opened_chats(
-    run: Run, recipe: Recipe, books: Books, servers: ExitStack, progress: Progress
-) -> dict[str, Remembered]:
+def _counts_money(settings: CreateSettings) -> bool:
+    return any(endpoint.price for endpoint in settings.endpoints().values())
+
+
+class _Opened:
     """Who answers, by role. Roles at one endpoint share its chat, and so its limits; all share the run's money."""
-    settings = recipe.create
-    asked = settings.endpoints()
-    opened: dict[str, OpenAIChat | Endpoints | ServedChat] = {}
-    for role, endpoint in asked.items():
-        if _address(endpoint) not in opened:
-            opened[_address(endpoint)] = servers.enter_context(_teacher(role, endpoint, books, run, progress))
-    chats: dict[str, Remembered] = {}
-    if settings.asks_policy:
-        policy = _CheckedFirst(_policy(recipe, books, run, progress), [one.check for one in opened.values()])
-        chats[POLICY] = books.remember(policy, paid=False)
-    for role, endpoint in asked.items():
-        chats[role] = books.remember(opened[_address(endpoint)], paid=endpoint.price is not None)
-    return chats
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe,
+        batching: Batching,
+        books: Books,
+        servers: ExitStack,
+        progress: Progress,
+    ) -> None:
+        self.chats: dict[str, Remembered] = {}
+        self.batches: list[BatchChat] = []
+        """Those of the endpoints that are asked by batches."""
+        self._live: list[Remembered] = []
+        """The other chats: while one has something to answer, more may be asked of the batches."""
+        self._settings, self._batching, self._books = recipe.create, batching, books
+        self._progress = progress
+        self._folder = BatchFolder(run.batches)
+        asked = recipe.create.endpoints()
+        by_batch = _by_batch(run, recipe.create, batching)
+        self._note_whose_model_is_gone(run, by_batch)
+        opened: dict[str, OpenAIChat | Endpoints | ServedChat | BatchChat] = {}
+        for role, endpoint in asked.items():
+            if _address(endpoint) not in opened:
+                if role in by_batch:
+                    opened[_address(endpoint)] = self._batch_chat(endpoint)
+                else:
+                    live = servers.enter_context(_teacher(role, endpoint, books, run, progress))
+                    opened[_address(endpoint)] = live
+        if recipe.create.asks_policy:
+            policy = _CheckedFirst(_policy(recipe, books, run, progress), [one.check for one in opened.values()])
+            self.chats[POLICY] = books.remember(policy, paid=False)
+        for role, endpoint in asked.items():
+            self.chats[role] = books.remember(opened[_address(endpoint)], paid=endpoint.price is not None)
+        self._live = [chat for role, chat in self.chats.items() if role not in by_batch]
+
+    def _note_whose_model_is_gone(self, run: Run, by_batch: Mapping[str, EndpointSettings]) -> None:
+        asked = {fingerprint(endpoint) for endpoint in by_batch.values()}
+        for batch in BatchFolder(run.batches).batches():
+            if batch.state.is_out and batch.state.fingerprint not in asked:
+                self._progress.note(
+                    f"{batch.name}: it is under way at {batch.state.base_url} and the recipe asks no "
+                    f"{batch.state.fingerprint} now; with its endpoint in the recipe, --cancel-batches ends it"
+                )
+
+    def _batch_chat(self, endpoint: EndpointSettings) -> BatchChat:
+        store, purse = self._books.replies, self._books.purse if endpoint.price else None
+        assert isinstance(store, ReplyStore), "batches are followed by one process, which has the store"
+        assert purse is None or isinstance(purse, Purse)
+        means = Means(
+            folder=self._folder,
+            store=store,
+            api=lambda: BatchApi(Connection(endpoint)),
+            live=lambda: open_endpoints(endpoint, purse=purse),
+            progress=self._progress,
+            busy=lambda: any(chat.busy for chat in self._live),
+            purse=purse,
+            imports=self._batching.imports,
+            together=self.batches,
+        )
+        chat = BatchChat(endpoint, self._settings.batch, self._batching.way, means)
+        self.batches.append(chat)
+        return chat
+
+
+def _by_batch(run: Run, settings: CreateSettings, batching: Batching) -> dict[str, EndpointSettings]:
+    """The endpoints whose replies come by batches, or may be under way in one, by their role."""
+    under_way = {batch.state.fingerprint for batch in BatchFolder(run.batches).batches() if not batch.state.kept}
+    if batching == Batching() and not under_way:
+        return {}
+    found = _batchable(settings)
+    if batching != Batching() and not found:
+        served = ", ".join(f"{role} (serve: {one.serve})" for role, one in settings.endpoints().items())
+        why = f"{served} answers from this machine" if served else f"{settings.method} asks no endpoint here"
+        raise RecipeError(f"--batch: {why}; leave --batch, --batch-export and --batch-import out")
+    addresses: dict[str, tuple[str, str]] = {}
+    for role, one in found.items():
+        model = fingerprint(one)
+        other, address = addresses.setdefault(model, (role, _address(one)))
+        # a batch is followed by one chat alone
+        if address != _address(one) and (batching.way == "submit" or model in under_way):
+            raise RecipeError(
+                f"create: by batch, {other} and {role} ask the same model {one.model} in two ways; give both the same "
+                "base_url, key_env, price and limits"
+            )
+    return found
+
+
+def _batchable(settings: CreateSettings) -> dict[str, EndpointSettings]:
+    """The endpoints that are somebody else's, by their role; what is served here is asked live."""
+    return {role: one for role, one in settings.endpoints().items() if one.serve is None}
 
 
 def _address(endpoint: EndpointSettings) -> str:
@@ -241,15 +375,16 @@ def _address(endpoint: EndpointSettings) -> str:
     return endpoint.model_dump_json(include=set(EndpointSettings.model_fields) - set(Sampling.model_fields))
 
 
-def _train(run: Run, recipe: Recipe, progress: Progress) -> None:
+def _train(run: Run, plan: Plan, progress: Progress) -> None:
     from anchored.train.stage import TrainInputs, train
 
+    recipe = plan.recipe
     rows = _training_rows(run, recipe, progress)
     train(run, recipe.train, TrainInputs(model_of(recipe), rows.training, rows.held_out), progress)
 
 
-def _evaluate(run: Run, recipe: Recipe, progress: Progress) -> None:
-    settings = recipe.evaluate
+def _evaluate(run: Run, plan: Plan, progress: Progress) -> None:
+    recipe, settings = plan.recipe, plan.recipe.evaluate
     if not settings.benchmarks:
         progress.note("evaluate: nothing to do, evaluate.benchmarks is empty")
         return
@@ -266,7 +401,7 @@ def _evaluate(run: Run, recipe: Recipe, progress: Progress) -> None:
         asyncio.run(evaluate(run, settings, benchmarks, checkpoints, open_chat, progress))
 
 
-def _report(run: Run, recipe: Recipe, progress: Progress) -> None:
+def _report(run: Run, plan: Plan, progress: Progress) -> None:
     from anchored.report.stage import report
 
     if not run.has_work():
@@ -274,7 +409,7 @@ def _report(run: Run, recipe: Recipe, progress: Progress) -> None:
     report(run)
 
 
-_STAGES: Mapping[str, Callable[[Run, Recipe, Progress], None]] = {
+_STAGES: Mapping[str, Callable[[Run, Plan, Progress], None]] = {
     "create": _create,
     "train": _train,
     "evaluate": _evaluate,

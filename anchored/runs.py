@@ -33,6 +33,7 @@ class Run:
         self.folder = Path(folder)
         self.recipe = self.folder / "recipe.yaml"
         self.replies = self.folder / "replies.sqlite"
+        self.batches = self.folder / "batches"
         self.pairs = self.folder / "pairs.parquet"
         self.held_out = self.folder / "held_out.parquet"
         self.refused = self.folder / "refused.parquet"

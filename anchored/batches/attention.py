@@ -21,20 +21,17 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from anchored.batches.tree import Segment
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None
-
 _SDPA, _EAGER = "anchored_tree", "anchored_tree_eager"
 
-_VARLEN_TAKES = frozenset(signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
+# before torch 2.13, heads may share keys without a word
+_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 _CHUNK = 128
 """Queries per matrix product on CPU: a later chunk's keys need no masked half for an earlier chunk's queries."""
@@ -174,8 +171,7 @@ def _refuse_what_a_tree_lacks(module: torch.nn.Module, dropout: float, kwargs: d
 
 def _takes_varlen(q: Float[Tensor, "tokens heads dim"], v: Float[Tensor, "tokens kv_heads value_dim"]) -> bool:
     return (
-        "window_size" in _VARLEN_TAKES
-        and q.is_cuda
+        q.is_cuda
         and q.dtype in (torch.float16, torch.bfloat16)
         and q.shape[-1] == v.shape[-1]
         and q.shape[-1] in range(8, 257, 8)
@@ -190,9 +186,6 @@ def _varlen_attention(
     rule: _Rule,
 ) -> Float[Tensor, "tokens heads dim"]:
     """Unequal numbers of queries and keys are causal from the bottom right, and so is the window."""
-    assert varlen_attn is not None
-    # before torch 2.13, heads that share keys need no word
-    grouped = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in _VARLEN_TAKES else {}
     attended = varlen_attn(
         q,
         k.index_select(0, row.keys),
@@ -203,7 +196,7 @@ def _varlen_attention(
         row.most_keys,
         scale=rule.scale,
         window_size=(-1 if rule.window is None else rule.window - 1, 0),
-        **grouped,
+        **_GROUPED,
     )
     assert isinstance(attended, Tensor)
     return attended

@@ -33,9 +33,8 @@ def one_pass(function: Callable[P, T]) -> Callable[P, T]:
         if leading.device.type not in _DEVICES:
             return function(*args, **kwargs)
         try:
-            if compiled is None:
-                # what a type checker wrapped around it is no part of the work
-                compiled = torch.compile(unwrap(function))
+            # what a type checker wrapped around it is no part of the work
+            compiled = compiled or torch.compile(unwrap(function))
             return compiled(*args, **kwargs)
         except torch.OutOfMemoryError:
             raise

@@ -15,7 +15,7 @@ from anchored.create.filters import filtered
 from anchored.create.judge import judge_off_policy, judge_on_policy
 from anchored.create.row_file import RowFile
 from anchored.create.stronger import stronger_preferred
-from anchored.llm.ask import work_in_order
+from anchored.llm.ask import AHEAD, OUTSTANDING, work_in_order
 from anchored.records import Pair, Prompt
 
 METHODS: Mapping[str, Callable[[Prompt, Desk], Awaitable[Pair]]] = {
@@ -60,10 +60,11 @@ class Engine(Protocol):
 
 
 class Here:
-    """Makes rows in this process."""
+    """Makes rows in this process; `by_batch` at a time, where replies come by batches."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, by_batch: int | None = None) -> None:
         self._desk = desk
+        self._under_way = by_batch or OUTSTANDING
 
     async def rows(
         self, jobs: Iterable[Job], finish: Callable[[RowFile, Made], Pair], take: Callable[[RowFile, Pair], None]
@@ -72,4 +73,5 @@ class Here:
             file, prompt = job
             return file, finish(file, await make_row(prompt, self._desk))
 
-        await work_in_order(jobs, row, lambda done: take(*done))
+        ahead = max(AHEAD, 2 * self._under_way)
+        await work_in_order(jobs, row, lambda done: take(*done), outstanding=self._under_way, ahead=ahead)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from anchored.create.filters import Chosen, choose, schema, spelt
-from anchored.llm.settings import EndpointSettings, SampleSettings, Sampling
+from anchored.llm.settings import BatchSettings, EndpointSettings, SampleSettings, Sampling
 from anchored.settings import Settings
 
 PAPERS_TEACHER = "gpt-4-turbo"
@@ -131,7 +131,7 @@ class RaySettings(Settings):
 class CreateSettings(Settings):
     """The `create:` section: how pairs are made from prompts."""
 
-    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd", "pilot", "engine"})
+    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd", "pilot", "engine", "batch"})
 
     method: Literal["clair", "judge-on-policy", "judge-off-policy", "stronger-preferred"] = "clair"
     """clair: the teacher minimally revises the policy's answer; judge-on-policy: it picks the better of two of them;
@@ -166,6 +166,8 @@ class CreateSettings(Settings):
     decisions: str | None = None
     """A file in which people decided about pairs (`anchored inspect`): it has the last word after the filters. null:
     decisions.jsonl of the run folder, if there is one."""
+    batch: BatchSettings = BatchSettings()
+    """How `--batch`, `--batch-export` and `--batch-import` go."""
     budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Most money for the replies of this run, in USD, what earlier processes spent included; null: no limit. Needs the
     price of every endpoint that the method asks."""

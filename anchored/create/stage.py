@@ -65,16 +65,19 @@ async def create(
     prompts: PromptRows,
     chats: CreateChats,
     progress: Progress,
+    by_batch: int | None = None,
     engine: Engine | None = None,
 ) -> CreateSummary:
     """Make a row of every prompt and write them; what Stopped or ModelError cut short goes on with the same call.
 
-    `engine` makes the rows; None: this process asks the chats itself. Rows are written as they come, in the order of
-    the prompts, so their number does not matter to memory.
+    Rows are written as they come, in the order of the prompts, so their number does not matter to memory. Where replies
+    come by batches, `by_batch` is how many rows are made at a time, which does; no round is made that could be spared.
+    `engine` makes the rows; None: this process does, and asks the chats itself.
     """
     started = time.perf_counter()
     desk = Desk(settings, chats)
-    maker = _Maker(desk, engine or Here(desk), _decisions(run, settings, progress), progress)
+    decisions = _decisions(run, settings, progress)
+    maker = _Maker(desk, engine or Here(desk, by_batch), decisions, progress, by_batch)
     _note_what_is_missing(settings, prompts, progress)
     for note in desk.notes:
         progress.note(note)
@@ -124,6 +127,7 @@ class _Maker:
     engine: Engine
     decisions: Decisions
     progress: Progress
+    by_batch: int | None = None
     outcomes: Counter[str] = field(default_factory=Counter)
     used: defaultdict[str, Used] = field(default_factory=lambda: defaultdict(Used))
     """By role."""
@@ -144,7 +148,7 @@ class _Maker:
             tried = 0
             while tried < every and (target is None or training.pairs < target):
                 more = min(every - tried, _round(target, training.pairs, tried) if target else every)
-                pilot = self.desk.settings.pilot if self.desk.purse and not tried else 0
+                pilot = 0 if tried else self._pilot()
                 is_pilot = 1 < pilot < more
                 if is_pilot:
                     more = pilot
@@ -159,6 +163,10 @@ class _Maker:
             await self._rows(apart)
         finally:
             self.progress.finish(_TASK)
+
+    def _pilot(self) -> int:
+        """How many rows go first to tell the cost of all; none by batch, where they would take a batch of their own."""
+        return self.desk.settings.pilot if self.desk.purse and not self.by_batch else 0
 
     async def _rows(self, due: Sequence[tuple[RowFile, Prompts]]) -> None:
         """A row of each prompt, in order, each to the file beside its prompts."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -131,7 +131,7 @@ class Purse:
         self._spent: Counter[tuple[str, Basis]] = Counter()
         self._spent_usd = 0.0
         for spending in before:
-            self._add(spending)
+            self.add(spending)
         self._before_usd = self._spent_usd
         self._reserved_usd = 0.0
         self._in_flight = 0
@@ -143,6 +143,11 @@ class Purse:
     def spent_usd(self) -> float:
         """What is spent in this run so far."""
         return self._spent_usd
+
+    @property
+    def left_usd(self) -> float:
+        """What is neither spent nor set aside."""
+        return float("inf") if self.cap_usd is None else self.cap_usd - self._spent_usd - self._reserved_usd
 
     def spent(self) -> Spent:
         """The same, taken apart."""
@@ -167,6 +172,34 @@ class Purse:
         finally:
             self.settle(usd, reservation.spending)
 
+    @contextmanager
+    def held(self, usd: float) -> Iterator[None]:
+        """`usd` set aside for the block, whether it is there or not: for what is sent already, or is in `left_usd`."""
+        self._reserved_usd += usd
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._take_back(usd)
+
+    def spend(self, spending: Spending) -> None:
+        """Money that is gone."""
+        self.add(spending)
+        self._unlisted.append(spending)
+
+    def add(self, spending: Spending) -> None:
+        """Money that is gone, and in the store already."""
+        self._spent[spending.model, spending.basis] += spending.usd  # pyright: ignore[reportArgumentType]
+        self._spent_usd += spending.usd
+
+    def take_unlisted(self) -> list[Spending]:
+        """What was spent since the last call, for the store; `list_again` gives back what it could not keep."""
+        taken, self._unlisted = self._unlisted, []
+        return taken
+
+    def list_again(self, spendings: Iterable[Spending]) -> None:
+        self._unlisted[:0] = spendings
+
     async def set_aside(self, usd: float) -> None:
         """The first half of `reserved`."""
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -182,17 +215,8 @@ class Purse:
     def settle(self, usd: float, spending: Spending | None) -> None:
         """Its second half: of `usd` that were set aside, this was spent."""
         if spending:
-            self._add(spending)
-            self._unlisted.append(spending)
+            self.spend(spending)
         self._take_back(usd)
-
-    def take_unlisted(self) -> list[Spending]:
-        """What was spent since the last call, for the store; `list_again` gives back what it could not keep."""
-        taken, self._unlisted = self._unlisted, []
-        return taken
-
-    def list_again(self, spendings: Iterable[Spending]) -> None:
-        self._unlisted[:0] = spendings
 
     def _take_back(self, usd: float) -> None:
         self._reserved_usd -= usd
@@ -218,10 +242,6 @@ class Purse:
 
     def _has(self, usd: float) -> bool:
         return self.cap_usd is None or self._spent_usd + self._reserved_usd + usd <= self.cap_usd + ROUNDING
-
-    def _add(self, spending: Spending) -> None:
-        self._spent[spending.model, spending.basis] += spending.usd  # pyright: ignore[reportArgumentType]
-        self._spent_usd += spending.usd
 
     def _why_over(self, usd: float) -> str:
         unsure = sum(spent for (_, basis), spent in self._spent.items() if basis == "unsure")

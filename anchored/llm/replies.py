@@ -93,6 +93,10 @@ class ReplyStore:
             found = self._select("reply", key)
             return _reply(found[0]) if found else None
 
+    def __contains__(self, key: str) -> bool:
+        with self._named_errors():
+            return self._select("1", key) is not None
+
     def find(self, fingerprint: str, request: Request) -> Reply | None:
         """The reply to a request, without `raw`: its own, or one to the same with another `max_tokens`.
 
@@ -300,6 +304,11 @@ class Remembered:
         self._calls: dict[str, _Call] = {}
         self._unwritten: list[tuple[Entry, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything that was asked is not answered yet."""
+        return bool(self._calls)
 
     async def reply(self, request: Request) -> Reply:
         key = request_key(self.fingerprint, request)

@@ -214,6 +214,32 @@ class Price(Settings):
     """Of prompt tokens that the endpoint had kept from before; null: as input."""
 
 
+class BatchSettings(Settings):
+    """How requests go by an endpoint's Batch API, or to files, where the command says so (`--batch`)."""
+
+    requests: int = Field(default=50_000, ge=1)
+    """Most requests in one batch; OpenAI takes 50,000."""
+    megabytes: float = Field(default=190, gt=0, allow_inf_nan=False)
+    """Largest file of one batch; OpenAI takes 200."""
+    under_way: int = Field(default=200_000, ge=1)
+    """Most rows of pairs that wait for batches at a time; each takes some 20 kB of memory."""
+    linger_seconds: float = Field(default=5, gt=0, allow_inf_nan=False)
+    """What has gathered is sent when nothing was asked for so long and the policy has no answer under way."""
+    poll_seconds: float = Field(default=60, gt=0, allow_inf_nan=False)
+    """Longest wait between two looks at a batch."""
+    retries: int = Field(default=3, ge=0)
+    """How often a request that got no reply (expired, cancelled, 429, 5xx) goes into another batch."""
+    price_factor: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    """What a token costs by batch, as a share of the teacher's price."""
+
+    def price(self, live: Price | None) -> Price | None:
+        """The price by batch."""
+        if live is None:
+            return None
+        cached = None if live.cached_input is None else live.cached_input * self.price_factor
+        return Price(input=live.input * self.price_factor, output=live.output * self.price_factor, cached_input=cached)
+
+
 class EndpointSettings(ServedSampling, Address):
     """A model behind an OpenAI-compatible endpoint: OpenAI and most providers, vLLM, SGLang, `transformers serve`."""
 

@@ -16,7 +16,7 @@ from anchored.datasets_io import read_pairs, read_rows
 from anchored.errors import AnchoredError
 from anchored.llm.replies import ReplyStore
 from anchored.llm.shared import Books
-from anchored.pipeline import Plan, _create_chats, execute
+from anchored.pipeline import Batching, Plan, _opened, execute
 from anchored.pocket import world
 from anchored.pocket.tasks import is_right, task_of
 from anchored.pocket.teacher import Teacher
@@ -107,8 +107,8 @@ def test_roles_at_one_endpoint_share_its_chat_and_so_its_limits(tmp_path: Path) 
 
     async def opened(recipe: recipes.Recipe) -> int:
         with ReplyStore(tmp_path / "replies.sqlite") as store:
-            async with _create_chats(Run(tmp_path), recipe, Books(store), Silent()) as chats:
-                return len({id(chat._chat) for role, chat in chats.items() if role != "policy"})
+            async with _opened(Run(tmp_path), recipe, Batching(), Books(store), Silent()) as them:
+                return len({id(chat._chat) for role, chat in them.chats.items() if role != "policy"})
 
     assert asyncio.run(opened(recipe)) == 1
     other = recipe.create.judge.model_copy(update={"concurrency": 2})
