@@ -42,7 +42,7 @@ from anchored import recipe as recipes
 from anchored.create import desk
 from anchored.create.settings import CreateSettings, RaySettings
 from anchored.errors import RecipeError
-from anchored.pipeline import Plan, execute
+from anchored.pipeline import Batching, Plan, execute
 from anchored.pocket.teacher import Faults, Teacher
 from anchored.progress import Silent
 from anchored.runs import Run
@@ -133,6 +133,13 @@ def test_an_address_from_outside_of_the_cluster_is_refused(address: str) -> None
         RaySettings(address=address)
 
 
+def test_batches_are_not_for_ray(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_ENV, KEY)
+    recipe = recipes.load(POCKET, [*overrides(world, "clair", "http://127.0.0.1:1/v1"), *ON_RAY])
+    with pytest.raises(RecipeError, match=r"ray asks request by request; set create\.engine=local"):
+        execute(Plan(recipe, tmp_path, ("create",), batching=Batching("submit")), Silent())
+
+
 @pytest.mark.slow
 def test_a_row_that_ends_every_worker_stops_the_stage_cleanly(world: World, tmp_path: Path) -> None:
     (tmp_path / "own_filters.py").write_text("import os\n\n\ndef deadly(pair):\n    os._exit(1)\n")
@@ -214,7 +221,7 @@ def test_without_a_node_left_it_stops_cleanly_and_goes_on_when_run_again(tmp_pat
     log = tmp_path / "log"
     with nodes(1) as (cluster, (only,)), Teacher(Faults(slow=1, slow_seconds=0.3), api_key=KEY) as teacher:
         settings = [*overrides(world, "clair", teacher.base_url), *ON_RAY, f"create.ray.address={cluster.address}"]
-        process = started(log, *settings, "create.ray.wait_seconds=3", "--out", tmp_path / "run")
+        process = started(log, *settings, "create.ray.wait_seconds=25", "--out", tmp_path / "run")
         until(lambda: len(teacher.requests) >= 15, process, log)
         cluster.kill(only)
         assert process.wait(120) == 3, log.read_text()
