@@ -94,6 +94,7 @@ def on_ray(folder: Path, settings: Sequence[object], expected: int = 0) -> str:
     return done.out + done.err
 
 
+@pytest.mark.slow
 def test_ray_makes_the_pairs_that_one_process_makes(
     forks: Forks, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
