@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +26,10 @@ from anchored.create.stage import create
 from anchored.create.templates import templates
 from anchored.errors import EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
+from anchored.evaluate.mixeval_files import versions
+from anchored.evaluate.mixeval_hard import MixEvalHard
 from anchored.evaluate.questions import Questions
+from anchored.evaluate.settings import EvaluateSettings
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
 from anchored.llm.alike import WatchedChat
 from anchored.llm.batch_api import BatchApi
@@ -59,7 +64,10 @@ class Server(Protocol):
 MODELS: Mapping[str, Callable[[], Path]] = {"pocket": world.policy_folder}
 PROMPTS: Mapping[str, Callable[..., datasets_io.PromptRows]] = {"pocket": world.prompts}
 SERVERS: Mapping[str, Callable[[], AbstractContextManager[Server]]] = {"pocket": world.teacher}
-BENCHMARKS: Mapping[str, Callable[[], Benchmark]] = {"pocket": world.PocketBenchmark}
+BENCHMARKS: Mapping[str, Callable[[EvaluateSettings], Benchmark]] = {
+    "pocket": lambda _: world.PocketBenchmark(),
+    **{f"mixeval-hard/{version}": partial(MixEvalHard, version) for version in versions()},
+}
 
 
 _DECIDED = "; people have decided about pairs since then, --redo create applies it"
@@ -168,8 +176,8 @@ def _check(run: Run, plan: Plan) -> None:
         asked = recipe.create.endpoints().values()
         _check_servers(recipe.create.sample.serve, *(endpoint.serve for endpoint in asked))
     if "evaluate" in due:
-        check_names([_benchmark(name) for name in recipe.evaluate.benchmarks])
-        _check_servers(recipe.evaluate.sample.serve)
+        check_names(_benchmarks(recipe))
+        _check_servers(recipe.evaluate.sample.serve, recipe.evaluate.judge and recipe.evaluate.judge.serve)
         lora, engine = recipe.train.lora, recipe.evaluate.sample.serve
         if engine is not None and lora is not None and not lora.merge:
             raise EvaluationError(
@@ -342,15 +350,30 @@ def _evaluate(run: Run, plan: Plan, progress: Progress) -> None:
         return
     if run.summary("train") is None:
         raise EvaluationError(f"{run.folder}: training is not complete; run `anchored train` or `anchored run` first")
-    benchmarks = [_Limited(_benchmark(name), recipe.limit) for name in settings.benchmarks]
+    asyncio.run(_evaluate_checkpoints(run, recipe, progress))
+
+
+async def _evaluate_checkpoints(run: Run, recipe: Recipe, progress: Progress) -> None:
+    settings, benchmarks = recipe.evaluate, _benchmarks(recipe)
     checkpoints = _checkpoints(run, recipe)
-    with ReplyStore(run.replies) as store:
+    with ReplyStore(run.replies) as store, ExitStack() as servers:
+        grader, judge = settings.judge if any(one.needs_judge for one in benchmarks) else None, None
+        checks: list[Callable[[], Awaitable[None]]] = []
+        if grader is not None:
+            asked = servers.enter_context(_teacher("judge", grader, None, run, progress))
+            judge = store.remember(asked)
+            checks.append(asked.check)
 
         def open_chat(checkpoint: Checkpoint) -> Chat:
             log = run.server_log(checkpoint.name)
-            return store.remember(_chat_of(checkpoint.folder, checkpoint.name, settings.sample, log, progress))
+            chat = _chat_of(checkpoint.folder, checkpoint.name, settings.sample, log, progress)
+            return store.remember(_CheckedFirst(chat, checks))
 
-        asyncio.run(evaluate(run, settings, benchmarks, checkpoints, open_chat, progress))
+        try:
+            await evaluate(run, settings, benchmarks, checkpoints, open_chat, progress, judge)
+        finally:
+            if judge is not None:
+                await judge.close()
 
 
 def _report(run: Run, plan: Plan, progress: Progress) -> None:
@@ -514,9 +537,14 @@ def _parted(rows: Sequence[TrainingRow], held_out: int, seed: int) -> TrainingDa
     )
 
 
-def _benchmark(name: str) -> Benchmark:
+def _benchmarks(recipe: Recipe) -> list[Benchmark]:
+    """Those that the recipe names, of which `limit` leaves the first items only."""
+    return [_Limited(_benchmark(name, recipe.evaluate), recipe.limit) for name in recipe.evaluate.benchmarks]
+
+
+def _benchmark(name: str, settings: EvaluateSettings) -> Benchmark:
     if name in BENCHMARKS:
-        return BENCHMARKS[name]()
+        return BENCHMARKS[name](settings)
     if name.endswith(".jsonl"):
         return Questions(Path(name))
     raise EvaluationError(
@@ -538,8 +566,19 @@ class _Limited:
 
     def __init__(self, benchmark: Benchmark, limit: int | None) -> None:
         self.name, self.version, self.views = benchmark.name, benchmark.version, benchmark.views
-        self.grade = benchmark.grade
-        self._items = benchmark.items()[:limit]
+        self.needs_judge = benchmark.needs_judge
+        self.grade_all, self.judged_by = benchmark.grade_all, benchmark.judged_by
+        self._items = _first(benchmark.items(), limit)
 
     def items(self) -> Sequence[Item]:
         return self._items
+
+
+def _first(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    """The first items, of all strata alike."""
+    seen: Counter[str] = Counter()
+    rank = {}
+    for place, item in enumerate(items):
+        rank[place] = (seen[item.stratum], place)
+        seen[item.stratum] += 1
+    return [items[place] for place in sorted(sorted(rank, key=rank.__getitem__)[:limit])]
