@@ -48,7 +48,9 @@ _ASKS_FOR_GRADE = re.compile(
     re.IGNORECASE,
 )
 _LETTER = re.compile(r"[\s*]*(?:\(([A-Z])\)|([A-Z])(?![\w'’]))[ *]*([.):,]?)(.*)", re.DOTALL)
-_NAMED = re.compile(r"\b(?:answer|option|choice|correct)\b[^.\n]{0,20}?\b([B-Z])\b")
+_NAMED = re.compile(
+    r"\b(?:answer|option|choice|correct)\b[^.\n]{0,20}?\b([A-Z])\b(?! [a-z])|^[ (*]*([A-Z])[ ).:*]*$", re.MULTILINE
+)
 _LATIN_END = 0x24F
 
 
@@ -123,7 +125,7 @@ def plain_letter(row: Row, answer: str) -> str | None:
     if found is None:
         return None
     named, mark, rest = found[1] or found[2], found[1] or found[3], found[4]
-    if named not in _letters(row) or any(other != named for other in _NAMED.findall(rest)):
+    if named not in _letters(row) or any((other[1] or other[2]) != named for other in _NAMED.finditer(rest)):
         return None
     if not rest.strip(" *") or rest.lstrip(" *\r").startswith("\n"):
         return named

@@ -10,7 +10,7 @@ the resampled maximum would in 56.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -130,26 +130,35 @@ def improvement(
     seed: int,
     how: Design | None = None,
 ) -> Improvement:
-    """Max, mean and standard deviation over checkpoints of the improvement on the starting model."""
+    """Max, mean and standard deviation over checkpoints of the improvement on the starting model.
+
+    Intervals are -100 to 100 where all items ask the same thing.
+    """
     how = how or plain(len(start))
     gain = np.array([100 * (point(grades, how) - point(start, how)) for grades in checkpoints])
     scores = 100 * resampled_scores(np.concatenate([start[None], checkpoints]), how, resamples, seed)
     resampled = scores[:, 1:] - scores[:, :1]
     off = resampled - gain
-    if how.clusters == 1:  # it says nothing about another
-        off = np.broadcast_to([[-200.0], [200.0]], (2, len(gain)))
-        resampled = gain + off
     best = float(gain.max())
-    return Improvement(
+    found = Improvement(
         max=Interval(best, best + _low(off.min(axis=1)), best + _high(off.max(axis=1))),
         max_checkpoint=int(gain.argmax()),
         mean=_interval(float(gain.mean()), resampled.mean(axis=1)),
         sd=float(gain.std(ddof=1)) if len(gain) > 1 else 0.0,
         last=_interval(float(gain[-1]), resampled[:, -1]),
     )
+    return found if how.clusters > 1 else _unknown(found)
 
 
-@lru_cache(maxsize=16)
+def _unknown(found: Improvement) -> Improvement:
+    """With intervals that say nothing."""
+    return replace(
+        found,
+        **{name: replace(getattr(found, name), low=-100.0, high=100.0) for name in ("max", "mean", "last")},
+    )
+
+
+@lru_cache(maxsize=32)
 def _draws(count: int, resamples: int, seed: int, place: int) -> Int[ndarray, "resamples clusters"]:
     """How often each cluster is in each resample."""
     rng = np.random.default_rng([seed, place] if place else seed)
