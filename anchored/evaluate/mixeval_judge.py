@@ -136,8 +136,8 @@ def plain_letter(row: Row, answer: str) -> str | None:
 
 
 def speaks_to_judge(row: Row, answer: str) -> str:
-    """The words of an answer that are meant for its judge, or ""."""
-    task = "\n".join((row.context or "", row.prompt, *row.options))
+    """The words of an answer that are meant for its judge, or ""; those of the question or a right answer are not."""
+    task = "\n".join((row.context or "", row.prompt, *row.options, *row.target))
     mark = _GRADE_MARK if row.split == "free-form" else _NO_MARK
     if words := addresses_judge(answer, task, mark):
         return words

@@ -103,7 +103,13 @@ def test_the_official_score_and_the_paper_view_have_the_numbers_of_table_4(colum
         if category != "apart":
             grades |= spread(items, table[category])
             members = np.array([grades[item.id] for item in items])
-            assert 100 * statistics.point(members, how(items, found, 3)) == pytest.approx(table[category], abs=0.1001)
+            # 51.25 stands there as 51.3, and is 51.2 or 51.3 by the order in which tenths are added
+            assert 100 * statistics.point(members, how(items, found, None)) == pytest.approx(
+                table[category], abs=0.0501
+            )
+            if table[category] != 51.3:
+                official = 100 * statistics.point(members, how(items, found, 3))
+                assert official == pytest.approx(table[category], abs=1e-9)
     reached = set()
     for tenths in range(121):
         filled = {**grades, **spread(groups["apart"], tenths / 1.2)}
