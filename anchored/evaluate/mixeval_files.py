@@ -137,7 +137,7 @@ def _folder(source: str, version: Version) -> Path:
         raise EvaluationError(f"evaluate.mixeval.data: no folder at {source}; `{CLONE}` and name the clone")
     from huggingface_hub import snapshot_download
 
-    patterns = [f"*{split}.json*" for split in SPLITS]
+    patterns = [f"*mixeval-hard/{split}.json*" for split in SPLITS]
     try:
         return Path(snapshot_download(source, repo_type="dataset", allow_patterns=patterns))
     except Exception as error:  # the library raises of every kind: network, access, layout

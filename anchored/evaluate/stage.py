@@ -6,6 +6,7 @@ and a model whose replies are all known is not even loaded.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,23 +63,37 @@ async def evaluate(
 ) -> dict[str, Any]:
     """Score every checkpoint on every benchmark; `checkpoints` begins with the starting model.
 
-    Each checkpoint is opened once and answers all benchmarks; then `judge`, which those that need one are given, grades
-    its answers. Writes answers/BENCHMARK/CHECKPOINT.jsonl, scores.jsonl and the stage's summary, which holds the
-    improvements.
+    Each checkpoint is opened once and answers all benchmarks; `judge`, which those that need one are given, grades its
+    answers while the next one answers. Writes answers/BENCHMARK/CHECKPOINT.jsonl, scores.jsonl and the stage's summary,
+    which holds the improvements.
     """
     began = time.monotonic()
     check_names(benchmarks)
     graded: dict[tuple[str, str], list[Graded]] = {}
-    for checkpoint in checkpoints:
-        chat = open_chat(checkpoint)
-        try:
-            answered = [await _answer(chat, benchmark, checkpoint, settings, progress) for benchmark in benchmarks]
-        finally:
-            await chat.close()
+
+    async def grade(checkpoint: Checkpoint, answered: Sequence[Sequence[Reply | ReplyError]]) -> None:
         for benchmark, replies in zip(benchmarks, answered, strict=True):
             rows = await _grade(benchmark, checkpoint, replies, judge, progress)
             _write_answers(run, benchmark, checkpoint, rows)
             graded[benchmark.name, checkpoint.name] = rows
+
+    grading: list[asyncio.Task[None]] = []
+    try:
+        for checkpoint in checkpoints:
+            for task in grading:
+                if task.done():  # a judge that is down ends this before another model is loaded
+                    task.result()
+            chat = open_chat(checkpoint)
+            try:
+                answered = [await _answer(chat, benchmark, checkpoint, settings, progress) for benchmark in benchmarks]
+            finally:
+                await chat.close()
+            grading.append(asyncio.create_task(grade(checkpoint, answered)))
+        await asyncio.gather(*grading)
+    finally:
+        for task in grading:
+            task.cancel()
+        await asyncio.gather(*grading, return_exceptions=True)
     scores = [
         score
         for benchmark in benchmarks
@@ -96,7 +111,7 @@ async def evaluate(
             )
         ],
         "ungraded": sum(row.grades is None for rows in graded.values() for row in rows),
-        "remarks": _remarks(graded),
+        "remarks": _remarks(benchmarks, checkpoints, graded),
         "seconds": round(time.monotonic() - began, 1),
     }
     run.complete("evaluate", summary)
@@ -172,12 +187,17 @@ def _count_remarks(rows: Sequence[Graded]) -> Counter[str]:
     return Counter(remark for row in rows for remark in row.grade.remarks)
 
 
-def _remarks(graded: Mapping[tuple[str, str], Sequence[Graded]]) -> dict[str, dict[str, dict[str, int]]]:
+def _remarks(
+    benchmarks: Sequence[Benchmark],
+    checkpoints: Sequence[Checkpoint],
+    graded: Mapping[tuple[str, str], Sequence[Graded]],
+) -> dict[str, dict[str, dict[str, int]]]:
     """How many answers of each benchmark and checkpoint have each remark, where there is any."""
     found: dict[str, dict[str, dict[str, int]]] = {}
-    for (benchmark, checkpoint), rows in graded.items():
-        if counts := _count_remarks(rows):
-            found.setdefault(benchmark, {})[checkpoint] = dict(counts)
+    for benchmark in benchmarks:
+        for checkpoint in checkpoints:
+            if counts := _count_remarks(graded[benchmark.name, checkpoint.name]):
+                found.setdefault(benchmark.name, {})[checkpoint.name] = dict(counts)
     return found
 
 

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -9,6 +15,8 @@ from small_mixeval import CHOICES, FREE, VERSION, free, save
 
 from anchored.errors import EvaluationError
 from anchored.evaluate.mixeval_files import COUNTS, SHA256, read_files
+
+COMMIT = "0" * 40
 
 
 def place(clone: Path) -> Path:
@@ -66,8 +74,6 @@ def test_a_row_that_stands_twice_is_named(tmp_path: Path) -> None:
 
 
 def test_the_other_version_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
     clone = save(tmp_path / "clone")
     sha = hashlib.sha256((place(clone) / "free-form.json").read_bytes()).hexdigest()
     known = {**SHA256, "2024-08-11": {**SHA256["2024-08-11"], "free-form": sha}}
@@ -123,3 +129,61 @@ def test_a_hub_id_that_the_hub_does_not_have_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EvaluationError, match=r"no folder some/mixeval here, and the Hub gives no such data set"):
         read_files("some/mixeval", VERSION)
+
+
+class HubFiles(BaseHTTPRequestHandler):
+    """As much of the Hub's API as downloading a data set needs, for the files below a folder."""
+
+    root: Path
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        files = {str(file.relative_to(self.root)): file for file in self.root.rglob("*") if file.is_file()}
+        if path.startswith("/api/datasets/some/mixeval/revision"):
+            self._send(json.dumps({"id": "some/mixeval", "sha": COMMIT}).encode())
+        elif path.startswith("/api/datasets/some/mixeval/tree"):
+            tree = [
+                {"type": "file", "path": name, "size": file.stat().st_size, "oid": name} for name, file in files.items()
+            ]
+            self._send(json.dumps(tree).encode())
+        elif name := path.partition(f"/{COMMIT}/")[2]:
+            self._send(files[name].read_bytes())
+        else:
+            self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def _send(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("ETag", hashlib.sha1(content).hexdigest())
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+def test_a_repository_of_the_hub_is_downloaded_and_read(tmp_path: Path) -> None:
+    data = save(tmp_path / "clone") / "mix_eval" / "data"
+    (data / "other").mkdir()
+    (data / "other" / "large.bin").touch()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubFiles,), {"root": data}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (
+        "from anchored.evaluate.mixeval_files import read_files\n"
+        f"print(len(read_files('some/mixeval', '{VERSION}', official=False).rows))"
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    server.shutdown()
+    server.server_close()
+    assert done.stdout.strip() == str(len(FREE) + len(CHOICES)), done.stderr
+    assert not [*(tmp_path / "hub").rglob("large.bin")]
