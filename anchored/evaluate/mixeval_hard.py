@@ -1,4 +1,4 @@
-"""MixEval-Hard: 1000 questions of 17 or 18 benchmarks, their official prompts, a judge's verdicts, the official score.
+"""MixEval-Hard: 1000 rows of 16 or 17 benchmarks, their official prompts, a judge's verdicts, the official score.
 
 Half are free form, graded 0..1, and half multiple choice. Many rows are the same question (446 different ones in
 2024-06-01), so a judge is asked once for all of them, and they are one cluster to the statistics.

@@ -51,6 +51,9 @@ _LETTER = re.compile(r"[\s*]*(?:\(([A-Z])\)|([A-Z])(?![\w'’]))[ *]*([.):,]?)(.
 _NAMED = re.compile(
     r"\b(?:answer|option|choice|correct)\b[^.\n]{0,20}?\b([A-Z])\b(?! [a-z])|^[ (*]*([A-Z])[ ).:*]*$", re.MULTILINE
 )
+_FRAME = re.compile(r"={20,}")
+"""What stands around the answer in this package's prompts."""
+_NO_FRAME = "=" * 19
 _LATIN_END = 0x24F
 
 
@@ -67,7 +70,8 @@ class JudgePrompts:
 
     def ask(self, row: Row, answer: str) -> tuple[Message, ...]:
         """The messages that ask about one answer."""
-        slots = {"question": row.prompt, "answer": answer, "targets": self._targets(row), "options": _options(row)}
+        shown = answer if self.official else _FRAME.sub(_NO_FRAME, answer)
+        slots = {"question": row.prompt, "answer": shown, "targets": self._targets(row), "options": _options(row)}
         return tuple(
             Message(turn.role, fill(turn.content, {name: slots[name] for name in SLOT.findall(turn.content)}))
             for turn in self.turns[row.split]
@@ -141,7 +145,7 @@ def speaks_to_judge(row: Row, answer: str) -> str:
     mark = _GRADE_MARK if row.split == "free-form" else _NO_MARK
     if words := addresses_judge(answer, task, mark):
         return words
-    asked = _ASKS_FOR_GRADE.search(answer) or (re.search(mark, answer) if row.split == "free-form" else None)
+    asked = _ASKS_FOR_GRADE.search(answer) or _FRAME.search(answer) or re.search(mark, answer)
     return asked[0] if asked and asked[0].lower() not in task.lower() else ""
 
 

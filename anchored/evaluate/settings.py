@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anchored.llm.settings import EndpointSettings, LocalSampling
 from anchored.settings import Settings
@@ -28,6 +28,14 @@ class GraderSettings(EndpointSettings):
     """How often it is asked for a verdict that its replies do not hold; MixEval's own tries are 10."""
     most_failed: float = Field(default=0.05, ge=0, le=1)
     """Share of a benchmark's answers that may stay without a verdict; with more, the evaluation ends with an error."""
+
+    @model_validator(mode="after")
+    def _costs_nothing(self) -> GraderSettings:
+        if self.price is not None:
+            raise ValueError(
+                "price: what the judge costs is not counted; leave it out (docs/evaluate.md tells how much it is asked)"
+            )
+        return self
 
 
 class MixEvalSettings(Settings):

@@ -169,7 +169,7 @@ async def _grade(
         progress.finish(task)
     if seen := _count_remarks(rows):
         counts = ", ".join(f"{count:,} {remark}" for remark, count in seen.items())
-        progress.note(f"{benchmark.name}: {checkpoint.name}: of {len(rows):,} answers {counts}")
+        progress.note(f"{benchmark.name}: {checkpoint.name}: of {len(rows):,} items {counts}")
     return rows
 
 

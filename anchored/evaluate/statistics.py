@@ -120,7 +120,7 @@ def score(grades: Float[ndarray, " items"], resamples: int, seed: int, how: Desi
     value = 100 * point(grades, how)
     if how.clusters == 1:
         return Interval(value, 0.0, 100.0)
-    return _interval(value, 100 * resampled_scores(grades[None], how, resamples, seed)[:, 0])
+    return interval(value, 100 * resampled_scores(grades[None], how, resamples, seed)[:, 0])
 
 
 def improvement(
@@ -143,9 +143,9 @@ def improvement(
     found = Improvement(
         max=Interval(best, best + _low(off.min(axis=1)), best + _high(off.max(axis=1))),
         max_checkpoint=int(gain.argmax()),
-        mean=_interval(float(gain.mean()), resampled.mean(axis=1)),
+        mean=interval(float(gain.mean()), resampled.mean(axis=1)),
         sd=float(gain.std(ddof=1)) if len(gain) > 1 else 0.0,
-        last=_interval(float(gain[-1]), resampled[:, -1]),
+        last=interval(float(gain[-1]), resampled[:, -1]),
     )
     return found if how.clusters > 1 else _unknown(found)
 
@@ -158,15 +158,16 @@ def _unknown(found: Improvement) -> Improvement:
     )
 
 
+def interval(value: float, resampled: Float[ndarray, " resamples"]) -> Interval:
+    """An estimate with the percentiles of its resamples."""
+    return Interval(value, _low(resampled), _high(resampled))
+
+
 @lru_cache(maxsize=32)
 def _draws(count: int, resamples: int, seed: int, place: int) -> Int[ndarray, "resamples clusters"]:
     """How often each cluster is in each resample."""
     rng = np.random.default_rng([seed, place] if place else seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=resamples)
-
-
-def _interval(value: float, resampled: Float[ndarray, " resamples"]) -> Interval:
-    return Interval(value, _low(resampled), _high(resampled))
 
 
 def _low(resampled: Float[ndarray, " resamples"]) -> float:

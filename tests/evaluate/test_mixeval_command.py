@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_server import FaultServer, fails
+import yaml
+from commands import anchored, anchored_killed
+from fault_server import FaultServer, fails, hangs
 from small_mixeval import Heard, fair, rules, save
 
 from anchored import recipe as recipes
@@ -93,3 +98,28 @@ def test_a_trial_takes_some_of_both_kinds(tmp_path: Path, server: FaultServer) -
     execute(plan(run.folder, clone, server.base_url, limit=4), Heard())
     rows = read_lines(run.answers / NAME / "start.jsonl")
     assert [row["id"] for row in rows] == ["free-form/0", "free-form/1", "multiple-choice/0", "multiple-choice/1"]
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_with_what_is_missing(tmp_path: Path, server: FaultServer) -> None:
+    run, clone = trained(tmp_path / "run"), save(tmp_path / "clone")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(plan(run.folder, clone, server.base_url).recipe.model_dump(mode="json")))
+    server.script, server.always = [rules(fair), rules(fair), rules(fair)], hangs()
+    command = ("evaluate", path, "--out", run.folder)
+
+    def three_are_kept() -> bool:
+        if len(server.seen) < 4:
+            return False
+        with closing(sqlite3.connect(run.replies)) as store:
+            return store.execute("select count(*) from replies").fetchone()[0] == 6 + 3
+
+    assert anchored_killed(*command, when=three_are_kept) == -signal.SIGKILL
+    assert run.summary("evaluate") is None
+    server.always = rules(fair)
+    done = anchored(*command)
+    assert done.code == 0, done.err
+    asked = [seen.body["messages"][0]["content"] for seen in server.seen]
+    assert len(asked) == 6 + 1  # the one in flight is asked again
+    assert len(set(asked)) == 6
+    assert {line["n"] for line in read_lines(run.scores) if line["category"] is None} == {8}
