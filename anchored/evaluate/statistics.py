@@ -137,17 +137,28 @@ def improvement(
     how = how or plain(len(start))
     gain = np.array([100 * (point(grades, how) - point(start, how)) for grades in checkpoints])
     scores = 100 * resampled_scores(np.concatenate([start[None], checkpoints]), how, resamples, seed)
-    resampled = scores[:, 1:] - scores[:, :1]
+    found = improvement_of(gain, scores[:, 1:] - scores[:, :1])
+    return found if how.clusters > 1 else _unknown(found)
+
+
+def improvement_of(
+    gain: Float[ndarray, " checkpoints"], resampled: Float[ndarray, "resamples checkpoints"]
+) -> Improvement:
+    """The same from gains in any score, and what they are in each resample."""
     off = resampled - gain
     best = float(gain.max())
-    found = Improvement(
+    return Improvement(
         max=Interval(best, best + _low(off.min(axis=1)), best + _high(off.max(axis=1))),
         max_checkpoint=int(gain.argmax()),
         mean=interval(float(gain.mean()), resampled.mean(axis=1)),
         sd=float(gain.std(ddof=1)) if len(gain) > 1 else 0.0,
         last=interval(float(gain[-1]), resampled[:, -1]),
     )
-    return found if how.clusters > 1 else _unknown(found)
+
+
+def interval(value: float, resampled: Float[ndarray, " resamples"]) -> Interval:
+    """An estimate with the percentiles of its resamples."""
+    return Interval(value, _low(resampled), _high(resampled))
 
 
 def _unknown(found: Improvement) -> Improvement:
@@ -156,11 +167,6 @@ def _unknown(found: Improvement) -> Improvement:
         found,
         **{name: replace(getattr(found, name), low=-100.0, high=100.0) for name in ("max", "mean", "last")},
     )
-
-
-def interval(value: float, resampled: Float[ndarray, " resamples"]) -> Interval:
-    """An estimate with the percentiles of its resamples."""
-    return Interval(value, _low(resampled), _high(resampled))
 
 
 @lru_cache(maxsize=32)
