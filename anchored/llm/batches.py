@@ -460,17 +460,18 @@ class BatchChat:
         where = self._endpoint.where
         if not look.limited:
             raise ModelError(f"{where} takes no such batch ({look.errors}); {batch.requests} is what was sent")
-        rows = [self._rows[key] for key in keys_of(batch.requests) if key in self._rows]
+        keys = list(keys_of(batch.requests))
+        self._open.difference_update(keys)  # who has not asked for them yet does so as for any others
         others = len(self._tasks) > 1
-        if batch.state.requests == 1 and not others:
+        if batch.state.requests == 1 and not others and self._way == "submit":
             raise Stopped(f"{where} takes no batch now ({look.errors}); the same command goes on later")
         log.warning("%s has too much under way (%s); fewer requests go out later", where, look.errors)
         self._most_rows = max(1, min(self._most_rows, batch.state.requests) // 2)
         self._crowded = others
         self._not_before = asyncio.get_running_loop().time() + self._how.poll_seconds
-        for row in rows:
-            self._open.discard(row.key)
-            self._again(row)
+        for key in keys:
+            if key in self._rows:
+                self._again(self._rows[key])
 
     def _settle(self, key: str, found: Reply | Fault) -> None:
         """Answer the row of a batch that has ended, should it wait."""

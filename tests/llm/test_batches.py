@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from anchored.llm.endpoints import open_endpoints
 from anchored.llm.faults import Fault
 from anchored.llm.money import Purse, Spending
 from anchored.llm.openai_chat import OpenAIChat
-from anchored.llm.replies import ReplyStore
+from anchored.llm.replies import Remembered, ReplyStore
 from anchored.llm.settings import BatchSettings, EndpointSettings
 from anchored.progress import Silent
 from anchored.records import Message
@@ -64,24 +65,21 @@ def settings_of(server: BatchServer, **more: Any) -> EndpointSettings:
     return EndpointSettings.model_validate({**defaults, **more})
 
 
-def ask(
+@asynccontextmanager
+async def process(
     server: BatchServer,
     folder: Path,
-    words: Sequence[str] = WORDS,
     *,
     way: Way = "submit",
     how: dict[str, Any] | None = None,
     purse: Purse | None = None,
     heard: Heard | None = None,
     imports: Sequence[Path] = (),
-    complete: bool = True,
-    request: Mapping[str, Any] | None = None,
     **settings: Any,
-) -> list[Reply | ReplyError]:
-    """The results of one process that asks all these words at once."""
+) -> AsyncIterator[tuple[BatchChat, Remembered]]:
+    """The chat of one process that has taken up what earlier ones left, and the same behind the store."""
     chosen = settings_of(server, **settings)
-
-    async def work(store: ReplyStore) -> list[Reply | ReplyError]:
+    with ReplyStore(folder / "replies.sqlite") as store:
         means = Means(
             folder=BatchFolder(folder),
             store=store,
@@ -96,21 +94,44 @@ def ask(
         remembered = store.remember(chat, purse)
         try:
             await chat.begin()
+            yield chat, remembered
+        finally:
+            await remembered.close()
+
+
+def ask(
+    server: BatchServer,
+    folder: Path,
+    words: Sequence[str] = WORDS,
+    *,
+    complete: bool = True,
+    request: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> list[Reply | ReplyError]:
+    """The results of one process that asks all these words at once."""
+
+    async def work() -> list[Reply | ReplyError]:
+        async with process(server, folder, **more) as (chat, remembered):
             results = await ask_all(remembered, (a_request(word, **(request or {})) for word in words))
             if complete:
                 await chat.complete()
             return results
-        finally:
-            await remembered.close()
 
-    with ReplyStore(folder / "replies.sqlite") as store:
-        return asyncio.run(work(store))
+    return asyncio.run(work())
+
+
+def leave_under_way(server: BatchServer, folder: Path, words: Sequence[str] = WORDS, **more: Any) -> None:
+    """A process that submits a batch and ends before it has seen anything of it."""
+    server.hiccups["look"] = [fails(401)]
+    with pytest.raises(ModelError):
+        ask(server, folder, words, **more)
 
 
 def texts(results: Sequence[Reply | ReplyError]) -> list[str]:
     return [result.text if isinstance(result, Reply) else type(result).__name__ for result in results]
 
 
+LIMIT = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for m in organization o."}
 UPPER = [word.upper() for word in WORDS]
 
 
@@ -208,23 +229,37 @@ def test_a_batch_that_fails_says_why_in_the_endpoints_words(server: BatchServer,
 
 
 def test_too_much_under_way_goes_out_in_smaller_batches(server: BatchServer, tmp_path: Path) -> None:
-    limit = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for m in organization o."}
-    server.fates = [Fate("failed", [limit]), Fate("failed", [limit])]
+    server.fates = [Fate("failed", [LIMIT]), Fate("failed", [LIMIT])]
     assert texts(ask(server, tmp_path)) == UPPER
     assert [len(batch.rows) for batch in server.batches][:3] == [6, 3, 3]
     assert sum(len(batch.rows) for batch in server.batches if batch.fate.status == "completed") == 6
 
 
 def test_what_was_too_much_waits_until_a_batch_has_ended(server: BatchServer, tmp_path: Path) -> None:
-    limit = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for m in organization o."}
-    server.fates = [Fate(looks=30), Fate("failed", [limit]), Fate("failed", [limit])]
+    server.fates = [Fate(looks=30), Fate("failed", [LIMIT]), Fate("failed", [LIMIT])]
     assert texts(ask(server, tmp_path, how={"requests": 2})) == UPPER
     assert [len(batch.rows) for batch in server.batches] == [2, 2, 2, 2, 2]
 
 
+@pytest.mark.parametrize("way", ["submit", "live"])
+def test_rows_of_an_earlier_batch_that_was_too_much_are_asked_however_late(
+    server: BatchServer, tmp_path: Path, way: Way
+) -> None:
+    server.fates = [Fate("failed", [LIMIT], looks=3)]
+    leave_under_way(server, tmp_path)
+
+    async def late() -> list[Reply | ReplyError]:
+        async with process(server, tmp_path, way=way) as (_, remembered), asyncio.timeout(60):
+            while not (tmp_path / "batch-0001.json").read_text().count('"failed"'):
+                await asyncio.sleep(0.01)
+            return await ask_all(remembered, map(a_request, WORDS))
+
+    assert texts(asyncio.run(late())) == UPPER
+    assert len(server.live) == (6 if way == "live" else 0)
+
+
 def test_one_row_that_is_too_much_stops_it(server: BatchServer, tmp_path: Path) -> None:
-    limit = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}
-    server.fates = [Fate("failed", [limit])]
+    server.fates = [Fate("failed", [LIMIT])]
     with pytest.raises(Stopped, match="Enqueued token limit reached"):
         ask(server, tmp_path, ["ape"])
 
@@ -302,9 +337,7 @@ def test_a_parameter_that_the_model_refuses_is_left_out_in_the_next_batch(server
 
 
 def test_an_unknown_batch_names_the_way_out(server: BatchServer, tmp_path: Path) -> None:
-    server.hiccups["look"] = [fails(401)]
-    with pytest.raises(ModelError):
-        ask(server, tmp_path)
+    leave_under_way(server, tmp_path)
     made = server.batches.copy()
     server.batches.clear()
     with pytest.raises(ModelError, match=r"knows no batch batch_.*batch-0001\.json to ask its requests again"):
@@ -315,9 +348,7 @@ def test_an_unknown_batch_names_the_way_out(server: BatchServer, tmp_path: Path)
 
 
 def test_requests_that_are_gone_name_the_way_out(server: BatchServer, tmp_path: Path) -> None:
-    server.hiccups["look"] = [fails(401)]
-    with pytest.raises(ModelError):
-        ask(server, tmp_path)
+    leave_under_way(server, tmp_path)
     lines = (tmp_path / "batch-0001.jsonl").read_bytes()
     (tmp_path / "batch-0001.jsonl").write_bytes(lines[:-100])
     with pytest.raises(DataError, match=r"batch-0001\.jsonl: the requests of a batch cannot be read"):
@@ -337,10 +368,8 @@ def test_a_key_that_is_echoed_is_not_kept(server: BatchServer, tmp_path: Path, m
 
 
 def test_a_live_process_waits_for_a_batch_and_asks_only_the_rest(server: BatchServer, tmp_path: Path) -> None:
-    server.hiccups["look"] = [fails(401)]
     server.fates = [Fate("expired", answered=4)]
-    with pytest.raises(ModelError):
-        ask(server, tmp_path)
+    leave_under_way(server, tmp_path)
     assert texts(ask(server, tmp_path, [*WORDS, "gnu"], way="live")) == [*UPPER, "GNU"]
     assert sorted(body["messages"][0]["content"] for body in server.live) == ["eel", "fox", "gnu"]
 
@@ -357,10 +386,8 @@ def test_replies_on_the_disk_are_found_again_and_refusals_until_the_stage_is_com
 
 
 def test_cancelled_batches_are_collected(server: BatchServer, tmp_path: Path) -> None:
-    server.hiccups["look"] = [fails(401)]
     server.fates = [Fate(answered=2, looks=10**6)]
-    with pytest.raises(ModelError):
-        ask(server, tmp_path)
+    leave_under_way(server, tmp_path)
     heard = Heard()
 
     def cancel(asked: dict[str, EndpointSettings]) -> None:
@@ -410,9 +437,7 @@ def test_a_cap_makes_batches_smaller_and_is_never_passed(server: BatchServer, tm
 
 def test_a_batch_under_way_holds_its_money_after_a_restart(server: BatchServer, tmp_path: Path) -> None:
     worst = (1024 * 10 + 100 * 2) / 1e6 / 2
-    server.hiccups["look"] = [fails(401)]
-    with pytest.raises(ModelError):
-        ask(server, tmp_path, purse=Purse(7 * worst), price=PRICE)
+    leave_under_way(server, tmp_path, purse=Purse(7 * worst), price=PRICE)
     server.batches[0].fate.looks = 30
     purse = Purse(7 * worst)
     assert texts(ask(server, tmp_path, [*WORDS, "gnu", "hen"], purse=purse, price=PRICE)) == [*UPPER, "GNU", "HEN"]
@@ -471,9 +496,7 @@ def test_an_export_of_many_rows_is_several_files_and_a_second_one_holds_the_rest
 
 
 def test_what_is_under_way_is_not_exported(server: BatchServer, tmp_path: Path) -> None:
-    server.hiccups["look"] = [fails(401)]
-    with pytest.raises(ModelError):
-        ask(server, tmp_path)
+    leave_under_way(server, tmp_path)
     with pytest.raises(DataError, match=r"collect it with --batch"):
         ask(server, tmp_path, way="export")
 
@@ -524,9 +547,7 @@ def kept(folder: Path) -> int:
 
 
 def test_what_nobody_asks_for_any_more_is_kept_and_counted_once(server: BatchServer, tmp_path: Path) -> None:
-    server.hiccups["look"] = [fails(401)]
-    with pytest.raises(ModelError):
-        ask(server, tmp_path, purse=Purse(), price=PRICE)
+    leave_under_way(server, tmp_path, purse=Purse(), price=PRICE)
     assert (kept(tmp_path), spent(tmp_path)) == (0, 0)
     purse = Purse()
     assert texts(ask(server, tmp_path, ["ape", "gnu"], purse=purse, price=PRICE)) == ["APE", "GNU"]
@@ -555,20 +576,16 @@ def test_a_batch_is_counted_once_by_a_process_that_was_killed_before_it_noted_so
 
 
 def test_a_batch_that_has_ended_answers_also_under_another_limit(server: BatchServer, tmp_path: Path) -> None:
-    server.hiccups["look"] = [fails(401)]
     server.fates = [Fate(looks=0)]
-    with pytest.raises(ModelError):
-        ask(server, tmp_path)
+    leave_under_way(server, tmp_path)
     assert texts(ask(server, tmp_path, request={"max_tokens": 2048})) == UPPER
     assert len(server.batches) == 1
 
 
 def test_a_request_that_failed_in_other_processes_is_not_asked_for_ever(server: BatchServer, tmp_path: Path) -> None:
     more: dict[str, Any] = {"how": {"retries": 2}, "complete": False}
-    server.hiccups["look"] = [fails(401)]
     server.fates = [Fate("expired", answered=0), Fate(missing=frozenset({0})), Fate("expired", answered=0)]
-    with pytest.raises(ModelError):
-        ask(server, tmp_path, ["ape"], **more)
+    leave_under_way(server, tmp_path, ["ape"], **more)
     for _ in range(2):
         failed = ask(server, tmp_path, ["ape"], **more)
         assert texts(failed) == ["NoReply"]
