@@ -175,7 +175,7 @@ class BatchChat:
                 unfinished.append(batch)
                 continue
             self._batches.append(batch)
-            if not batch.state.used and batch.state.status not in ("failed", "cancelled"):
+            if not batch.state.used and batch.state.status != "cancelled" and batch.was_run:
                 await self._recall(batch)
         self._import()
         if self._way == "export" and (out := [batch for batch in unfinished if batch.state.is_out]):
@@ -388,9 +388,11 @@ class BatchChat:
         if not state.collected:
             asked_to_end = state.status.startswith("cancel")
             look = await self._endpoint.collect(batch)
-            if look.status == "failed":
+            if not batch.was_run:
                 self._note_failed(batch, look)
                 return
+            if look.status == "failed":
+                log.warning("%s failed half way (%s); what it answered is kept", batch.name, look.errors)
             ended_by_others = look.status == "cancelled" and not asked_to_end
         self._crowded, self._most_rows = False, min(self._how.requests, 2 * self._most_rows)
         self._wake.set()

@@ -6,13 +6,14 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from batch_server import BatchServer, Fate
-from fault_server import completion, cuts, fails, hangs_up
+from fault_server import completion, cuts, fails, hangs_up, sends
 
 from anchored.errors import BudgetReached, DataError, ModelError, ReplyError, Stopped
 from anchored.llm.ask import ask_all
@@ -38,7 +39,7 @@ WORDS = ("ape", "bee", "cat", "dog", "eel", "fox")
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchServer]:
     monkeypatch.setattr("anchored.llm.batch_endpoint.SETTLE_SECONDS", 0.01)
-    monkeypatch.setattr("anchored.llm.batch_endpoint.LONGEST_BACKOFF", 0.01)
+    monkeypatch.setattr("anchored.llm.connection.LONGEST_BACKOFF", 0.01)
     monkeypatch.setenv("ANCHORED_TEST_KEY", SECRET)
     with BatchServer() as server:
         yield server
@@ -397,15 +398,153 @@ def test_cancelled_batches_are_collected(server: BatchServer, tmp_path: Path) ->
         ModelError, match=r"batch-0001 \(batch_2, 6 requests\) is not cancelled: the recipe asks no m now"
     ):
         cancel({})
-    with pytest.raises(ModelError, match="not cancelled: it was sent to"):
+    with pytest.raises(ModelError, match=r"not cancelled: .*batch-0001\.json: this batch was sent to"):
         cancel({"m": settings_of(server, base_url="http://127.0.0.1:9/v1")})
     server.hiccups["cancel"] = [fails(401)]
-    with pytest.raises(ModelError, match="not cancelled: 401"):
+    with pytest.raises(ModelError, match=r"not cancelled: .* refused the key in ANCHORED_TEST_KEY \(401"):
         cancel({"m": settings_of(server)})
     cancel({"m": settings_of(server)})
     assert heard.notes == ["batch-0001 (batch_2, 6 requests): cancelling"]
     assert texts(ask(server, tmp_path, way="live")) == UPPER
     assert len(server.live) == 4
+
+
+def test_one_missing_key_leaves_the_other_batches_to_be_cancelled(server: BatchServer, tmp_path: Path) -> None:
+    server.fates = [Fate(looks=10**6), Fate(looks=10**6)]
+    leave_under_way(server, tmp_path, ["ape"], model="ada")
+    leave_under_way(server, tmp_path, ["bee"], model="bob")
+    asked = {"ada": settings_of(server, model="ada", key_env="NO_SUCH_KEY", base_url="https://example.org/v1")}
+    with pytest.raises(
+        ModelError, match=r"batch-0001 .*needs a key and the environment variable NO_SUCH_KEY holds none"
+    ):
+        asyncio.run(cancel_batches(BatchFolder(tmp_path), {**asked, "bob": settings_of(server, model="bob")}, Heard()))
+    assert [made.cancelled for made in server.batches] == [False, True]
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_list_that_lags_loses_no_batch(server: BatchServer, tmp_path: Path, cancels: bool) -> None:
+    server.lost["make"] = [fails(401)]  # says no although it did it
+    with pytest.raises(ModelError):
+        ask(server, tmp_path)
+    server.hiccups["list"] = [sends('{"data": [], "has_more": false}')]
+    if cancels:
+        asyncio.run(cancel_batches(BatchFolder(tmp_path), {"m": settings_of(server)}, Heard()))
+        assert server.batches[0].cancelled
+    assert texts(ask(server, tmp_path)) == UPPER
+    assert set(server.submitted.values()) == {1}
+
+
+def test_the_empty_list_of_another_account_loses_no_batch(server: BatchServer, tmp_path: Path) -> None:
+    server.lost["make"] = [fails(401)]
+    with pytest.raises(ModelError):
+        ask(server, tmp_path)
+    why = r"knows no file file-1, .* give back the key that it was uploaded with, or del"
+    server.hiccups["list"] = [sends('{"data": [], "has_more": false}')] * 4
+    server.hiccups["file"] = [fails(404)] * 2
+    with pytest.raises(ModelError, match=why):
+        asyncio.run(cancel_batches(BatchFolder(tmp_path), {"m": settings_of(server)}, Heard()))
+    with pytest.raises(ModelError, match=why):
+        ask(server, tmp_path)
+    assert texts(ask(server, tmp_path)) == UPPER
+    assert set(server.submitted.values()) == {1}
+
+
+# what the endpoint says is not what it gives
+
+
+@pytest.mark.parametrize("fate", [Fate(late=3), Fate("expired", answered=4, late=2)])
+def test_replies_whose_file_is_named_late_are_waited_for(server: BatchServer, tmp_path: Path, fate: Fate) -> None:
+    server.fates = [fate]
+    assert texts(ask(server, tmp_path)) == UPPER
+    assert max(server.submitted.values()) == (1 if fate.answered is None else 2)
+    assert [len(batch.rows) for batch in server.batches][1:] == ([] if fate.answered is None else [2])
+
+
+def test_a_batch_with_fewer_replies_than_it_counts_is_not_taken_for_collected(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    server.fates = [Fate(short=2)]
+    for way in ("submit", "live"):
+        with pytest.raises(
+            Stopped, match=r"gives 4 of 6 replies of batch-0001; .* delete .*batch-0001\.json to ask its requests again"
+        ):
+            ask(server, tmp_path, way=way, patience_seconds=0.1)
+    server.batches[0].fate.short = 0
+    assert texts(ask(server, tmp_path)) == UPPER
+    assert (len(server.batches), server.live) == (1, [])
+
+
+def test_what_a_batch_answered_before_it_failed_is_kept(server: BatchServer, tmp_path: Path) -> None:
+    server.fates = [Fate("failed", [{"code": "internal", "message": "worker died"}], answered=4)]
+    assert texts(ask(server, tmp_path)) == UPPER
+    assert [len(batch.rows) for batch in server.batches] == [6, 2]
+
+
+def test_a_status_in_capitals_is_understood_and_an_unknown_one_named(server: BatchServer, tmp_path: Path) -> None:
+    server.fates = [Fate(says="COMPLETED"), Fate(says="Done")]
+    assert texts(ask(server, tmp_path / "a")) == UPPER
+    with pytest.raises(
+        ModelError, match=r"calls the batch 'done', .* delete .*batch-0001\.json to ask its requests live"
+    ):
+        ask(server, tmp_path / "b")
+
+
+def test_results_that_are_gone_name_the_way_out(server: BatchServer, tmp_path: Path) -> None:
+    for way in ("submit", "live"):
+        server.hiccups["content"] = [fails(404)]
+        with pytest.raises(
+            ModelError, match=r"does not have the results of batch-0001 .* delete .*batch-0001\.json to ask"
+        ):
+            ask(server, tmp_path, way=way)
+    (tmp_path / "batch-0001.json").unlink()
+    assert texts(ask(server, tmp_path)) == UPPER
+    assert (tmp_path / "batch-0002.json").exists()  # whatever is left of the first is not its own
+
+
+def test_an_endpoint_that_lists_no_batches_names_the_way_out(server: BatchServer, tmp_path: Path) -> None:
+    server.lost["make"] = [hangs_up()]
+    server.hiccups["list"] = [fails(404)]
+    with pytest.raises(ModelError, match=r"lists no batches .* made of file-1, then delete .*batch-0001\.json to ask"):
+        ask(server, tmp_path)
+
+
+@pytest.mark.parametrize("route", ["upload", "make", "look", "list"])
+def test_what_is_no_answer_of_a_batch_api_is_asked_for_again(server: BatchServer, tmp_path: Path, route: str) -> None:
+    if route == "list":
+        server.lost["make"] = [hangs_up()]
+    objects = (sends(text) for text in ("[]", '{"id": 7, "status": ["completed"], "data": 3}', '{"data": [7]}'))
+    server.hiccups[route] = [sends("<html>sign in</html>", "text/html"), *objects]
+    assert texts(ask(server, tmp_path)) == UPPER
+    assert set(server.submitted.values()) == {1}
+
+
+def test_what_is_never_a_batch_stops_it(server: BatchServer, tmp_path: Path) -> None:
+    server.hiccups["make"] = [sends("<html>sign in</html>", "text/html")] * 1000
+    with pytest.raises(Stopped, match=r"is down or not ready \(the reply is no JSON\)"):
+        ask(server, tmp_path, patience_seconds=0.1)
+
+
+def test_a_full_disk_is_no_fault_of_the_endpoint(
+    server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anchored.llm.batch_api.written_aside", lambda _: nullcontext("/dev/full"))
+    with pytest.raises(
+        DataError, match=r"batch-0001\.output\.jsonl: the disk .* \(No space left on device\); make room"
+    ):
+        ask(server, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setenv("ANCHORED_TEST_KEY", SECRET)
+    assert texts(ask(server, tmp_path)) == UPPER
+    assert set(server.submitted.values()) == {1}
+
+
+def test_patience_counts_from_the_first_failure(server: BatchServer, tmp_path: Path) -> None:
+    async def long(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.5)
+        raise web.HTTPBadGateway
+
+    server.hiccups["content"] = [long]
+    assert texts(ask(server, tmp_path, patience_seconds=0.2)) == UPPER
 
 
 # money
