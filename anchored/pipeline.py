@@ -251,7 +251,7 @@ class _Opened:
         asked = recipe.create.endpoints()
         purse = Purse(recipe.create.budget_usd, store.spent()) if any(one.price for one in asked.values()) else None
         by_batch = _by_batch(run, recipe.create, batching)
-        self._note_whose_model_is_gone(run, by_batch)
+        self._note_whose_model_is_gone(run, by_batch, purse)
         opened: dict[str, OpenAIChat | Endpoints | ServedChat | BatchChat] = {}
         for role, endpoint in asked.items():
             if _address(endpoint) not in opened:
@@ -268,10 +268,16 @@ class _Opened:
             self.chats[role] = store.remember(opened[_address(endpoint)], purse if endpoint.price else None)
         self._live = [chat for role, chat in self.chats.items() if role not in by_batch]
 
-    def _note_whose_model_is_gone(self, run: Run, by_batch: Mapping[str, EndpointSettings]) -> None:
+    def _note_whose_model_is_gone(
+        self, run: Run, by_batch: Mapping[str, EndpointSettings], purse: Purse | None
+    ) -> None:
         asked = {fingerprint(endpoint) for endpoint in by_batch.values()}
         for batch in BatchFolder(run.batches).batches():
-            if batch.state.is_out and batch.state.fingerprint not in asked:
+            if batch.state.fingerprint in asked:
+                continue
+            if purse and batch.state.file_id and not batch.state.kept:  # spent, or about to be, and not counted yet
+                purse.set_apart(batch.state.usd)
+            if batch.state.is_out:
                 self._progress.note(
                     f"{batch.name}: it is under way at {batch.state.base_url} and the recipe asks no "
                     f"{batch.state.fingerprint} now; with its endpoint in the recipe, --cancel-batches ends it"

@@ -95,7 +95,8 @@ def outcome(line: Mapping[str, Any]) -> Any | Fault:
         return fault_of_status(error["code"], {}, error)
     # not sent by the endpoint for the want of time or of a server: batch_expired, batch_cancelled, server_error
     words = error.get("message") or error.get("code") if isinstance(error, dict) else error
-    return Fault("again", one_line(str(words or "the result holds no response"))[:300])
+    reason = one_line(str(words or "the result holds no response"))[:300]
+    return Fault("again", reason, not_run=bool(error) and not response)
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from anchored.llm.bodies import fingerprint, request_body
 from anchored.llm.chat import Reply, Request
 from anchored.llm.endpoints import Endpoints
 from anchored.llm.faults import Fault
-from anchored.llm.money import Purse, cost, dollars, worst_case
+from anchored.llm.money import Purse, Spending, cost, dollars, worst_case
 from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.replies import Entry, ReplyStore, request_key
 from anchored.llm.responses import read_reply
@@ -190,8 +190,12 @@ class BatchChat:
                     await self._go_on(batch)  # before anything is asked that its replies may answer too
                 else:
                     self._open.update(keys_of(batch.requests))
-                    self._start(self._go_on(batch), batch.state.usd)
+                    self._start(self._go_on(batch), await asyncio.to_thread(self._worst_usd, batch))
         self._sender = asyncio.create_task(self._guarded(self._send_all()))
+
+    def _worst_usd(self, batch: Batch) -> float:
+        """The most that it can cost by today's price, which may be another than when it was sent."""
+        return sum(worst_case(self._price, asked.body) for asked in batch.asked()) if self._price else 0.0
 
     async def _recall(self, batch: Batch) -> None:
         """Note again which of its requests got no reply, for they are not to be asked without end."""
@@ -304,12 +308,12 @@ class BatchChat:
     def _most_bytes(self) -> float:
         return self._how.megabytes * 1e6
 
-    def _cut(self, most_usd: float) -> list[Row]:
+    def _cut(self, affords: Callable[[float], bool] = lambda _: True) -> list[Row]:
         """The first rows in the queue that a batch can hold."""
-        return self._queue.cut(self._most_rows, self._most_bytes, most_usd)
+        return self._queue.cut(self._most_rows, self._most_bytes, affords)
 
     async def _send(self) -> None:
-        if rows := self._cut(self._purse.left_usd if self._purse else float("inf")):
+        if rows := self._cut(self._purse.has) if self._purse else self._cut():
             self._start(self._make(rows), sum(row.usd for row in rows))
         elif self._tasks:  # what they do not spend may be enough
             self._short_of_money = True
@@ -333,7 +337,7 @@ class BatchChat:
 
     def _written(self) -> list[Path]:
         """Files of all that is in the queue."""
-        cuts = iter(lambda: self._cut(float("inf")), [])
+        cuts = iter(self._cut, [])
         return self._means.folder.export(self._asked(rows) for rows in cuts)
 
     def _asked(self, rows: Iterable[Row]) -> Iterator[Asked]:
@@ -377,7 +381,7 @@ class BatchChat:
     def _tell_what_is_sent(self, batch: Batch) -> None:
         """How many requests, and what they can cost, before they go."""
         usd = f", for {dollars(batch.state.usd)} at most" if self._purse else ""
-        if self._purse and self._queue and self._purse.left_usd < self._queue.first.usd:
+        if self._purse and self._queue and not self._purse.has(self._queue.first.usd):
             usd += f"; {len(self._queue):,} more wait, create.budget_usd has no room for them at their worst case"
         self._means.progress.note(f"{batch.name}: {batch.state.requests:,} requests go to {self._endpoint.where}{usd}")
 
@@ -399,16 +403,24 @@ class BatchChat:
         await self._keep(batch, ended_by_others)
 
     async def _keep(self, batch: Batch, ended_by_others: bool) -> None:
-        """Its replies to the store, each with its price in the same transaction; then its rows are answered."""
+        """Its replies to the store, each with its price in the same transaction; then its rows are answered.
+
+        What got no reply and may have been billed is counted with the last step alone, for the store could not tell
+        after a kill whether it was.
+        """
         end: AnchoredError | None = None
+        unsure_usd = 0.0
         async with self._files, aclosing(self._outcomes(batch)) as parts:
             async for outcomes in parts:
                 await self._store(outcomes)
+                unsure_usd += self._unsure_usd(outcomes)
                 for asked, found in outcomes:
                     if isinstance(found, Fault) and asked.key in self._rows:
                         end = end or self._end_by(found, batch if ended_by_others else None)
                     if end is None or isinstance(found, Reply):
                         self._settle(asked.key, found)
+            if unsure_usd:
+                await self._put([], [Spending(self.name, unsure_usd, "unsure")])
             batch.state.kept = True
             batch.save()
         if end:
@@ -434,6 +446,16 @@ class BatchChat:
                 entries.append(Entry(self.fingerprint, asked.request, found))
                 if self._price:
                     spendings.append(cost(self._price, self.name, asked.body, found))
+        await self._put(entries, spendings)
+
+    def _unsure_usd(self, outcomes: Iterable[tuple[Asked, Reply | Fault]]) -> float:
+        """The most that those without a reply can have cost, where the endpoint does not say that they cost nothing."""
+        if self._price is None:
+            return 0.0
+        billed = (asked for asked, found in outcomes if isinstance(found, Fault) and found.may_be_billed)
+        return sum(worst_case(self._price, asked.body) for asked in billed)
+
+    async def _put(self, entries: Sequence[Entry], spendings: Sequence[Spending]) -> None:
         await asyncio.to_thread(self._means.store.put, entries, spendings)
         for spending in spendings:
             assert self._purse

@@ -305,8 +305,13 @@ def test_a_batch_that_no_model_of_the_recipe_has_is_told_of(several: BatchServer
     assert stopped.code == 2
     assert "refused the key in ANCHORED_TEST_KEY" in stopped.err
     assert "the same command collects" in stopped.out.replace("\n", " ")
-    other = off_policy(several, tmp_path, "--redo", "create")
-    done = anchored_here(*(str(word).replace("model: ada", "model: cyd") for word in other))
+    other = [str(word).replace("model: ada", "model: cyd") for word in off_policy(several, tmp_path)]
+    # its money is not there for others, for it may be spent
+    usd = max(json.loads(path.read_text())["usd"] for path in (tmp_path / "batches").glob("batch-*.json"))
+    short = anchored_here(*other, "--redo", "create", f"create.budget_usd={usd}")
+    assert short.code == 3
+    assert "USD are set aside for batches of models that the recipe does not ask now" in short.err.replace("\n", " ")
+    done = anchored_here(*other)
     assert done.code == 0, done.err
     told = done.out.replace("\n", " ")
     assert re.search(rf"batch-000\d: it is under way at {several.base_url} and the recipe asks no ada now", told)

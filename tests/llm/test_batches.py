@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -25,10 +26,10 @@ from anchored.llm.chat import Reply, Request
 from anchored.llm.connection import Connection
 from anchored.llm.endpoints import open_endpoints
 from anchored.llm.faults import Fault
-from anchored.llm.money import Purse, Spending
+from anchored.llm.money import Purse, Spending, worst_case
 from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.replies import Remembered, ReplyStore
-from anchored.llm.settings import BatchSettings, EndpointSettings
+from anchored.llm.settings import BatchSettings, EndpointSettings, Price
 from anchored.progress import Silent
 from anchored.records import Message
 
@@ -557,7 +558,8 @@ def test_a_row_costs_half_and_is_counted_once(server: BatchServer, tmp_path: Pat
     purse = Purse(1.0)
     ask(server, tmp_path, purse=purse, price=PRICE)
     assert purse.spent_usd == pytest.approx(6 * USED)
-    assert purse.left_usd == pytest.approx(1.0 - 6 * USED)
+    assert purse.has(1.0 - 6 * USED)
+    assert not purse.has(1.0 - 5.9 * USED)
 
 
 def test_a_cap_makes_batches_smaller_and_is_never_passed(server: BatchServer, tmp_path: Path) -> None:
@@ -582,6 +584,66 @@ def test_a_batch_under_way_holds_its_money_after_a_restart(server: BatchServer, 
     assert texts(ask(server, tmp_path, [*WORDS, "gnu", "hen"], purse=purse, price=PRICE)) == [*UPPER, "GNU", "HEN"]
     assert [len(batch.rows) for batch in server.batches] == [6, 1, 1]
     assert purse.spent_usd == pytest.approx(8 * USED)
+
+
+def worst(server: BatchServer) -> float:
+    """The most that a row of the latest batch can cost."""
+    price = BatchSettings().price(Price.model_validate(PRICE))
+    assert price
+    return worst_case(price, server.batches[-1].rows[0]["body"])
+
+
+def spendings(folder: Path) -> list[Spending]:
+    """What the store has listed."""
+    with ReplyStore(folder / "replies.sqlite") as store:
+        return store.spent()
+
+
+def by_basis(folder: Path) -> dict[str, float]:
+    return {spending.basis: spending.usd for spending in spendings(folder)}
+
+
+def test_what_got_no_reply_and_may_have_been_billed_is_spent_once(server: BatchServer, tmp_path: Path) -> None:
+    refused = {0: (504, "gave up"), 1: (429, "slow down"), 2: (500, "oh")}
+    server.fates = [Fate(refused=refused, missing=frozenset({4}))]
+    server.answer = lambda body: completion(
+        body["messages"][-1]["content"].upper(), finish_reason="error" if "dog" in str(body) else "stop"
+    )
+    for _ in range(2):
+        purse = Purse(1.0, spendings(tmp_path))
+        found = ask(server, tmp_path, purse=purse, price=PRICE, how={"retries": 0}, complete=False)
+        assert texts(found) == ["NoReply"] * 5 + ["FOX"]
+        expected = {"unsure": pytest.approx(3 * worst(server)), "usage": pytest.approx(USED)}
+        assert by_basis(tmp_path) == expected
+        assert purse.spent().by_basis == expected
+    assert len(server.batches) == 1
+
+
+def test_what_the_endpoint_says_it_never_ran_costs_nothing(server: BatchServer, tmp_path: Path) -> None:
+    server.fates = [Fate("expired", answered=4)]
+    assert texts(ask(server, tmp_path, purse=Purse(1.0), price=PRICE)) == UPPER
+    assert by_basis(tmp_path) == {"usage": pytest.approx(6 * USED)}
+
+
+def test_what_is_under_way_is_set_aside_at_todays_price(server: BatchServer, tmp_path: Path) -> None:
+    leave_under_way(server, tmp_path)  # when it was sent money was not counted
+    server.batches[0].fate.looks = 10**6
+    purse = Purse(7 * worst(server))
+
+    async def left() -> None:
+        async with process(server, tmp_path, purse=purse, price=PRICE):
+            assert purse.has(worst(server))
+            assert not purse.has(1.01 * worst(server))
+
+    asyncio.run(left())
+
+
+def test_money_that_is_enough_but_for_rounding_is_enough(server: BatchServer, tmp_path: Path) -> None:
+    ask(server, tmp_path, ["ape"])
+    most, drawn = worst(server), random.Random(0)
+    before = next(spent for spent in iter(drawn.random, None) if (spent + most) - spent < most)
+    purse = Purse(before + most, [Spending("m", before, "usage")])
+    assert texts(ask(server, tmp_path / "rounded", ["bee"], purse=purse, price=PRICE)) == ["BEE"]
 
 
 # export and import
@@ -676,8 +738,7 @@ def test_the_chat_is_closed_at_any_moment(server: BatchServer, tmp_path: Path) -
 
 def spent(folder: Path) -> float:
     """What the store has listed, in USD."""
-    with ReplyStore(folder / "replies.sqlite") as store:
-        return sum(spending.usd for spending in store.spent())
+    return sum(spending.usd for spending in spendings(folder))
 
 
 def kept(folder: Path) -> int:
