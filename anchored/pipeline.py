@@ -20,7 +20,7 @@ from anchored import recipe as recipes
 from anchored.create.decontaminate import decontaminator
 from anchored.create.desk import check_settings
 from anchored.create.settings import POLICY, CreateSettings
-from anchored.create.stage import create
+from anchored.create.stage import ByBatch, create
 from anchored.create.templates import templates
 from anchored.errors import EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
@@ -217,12 +217,14 @@ async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: 
         opened = _Opened(run, recipe, batching, store, servers, progress)
         by_batch = None
         if opened.batches:
-            by_batch = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
+            rows = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
+            by_batch = ByBatch(rows, opened.halt)
         try:
             await asyncio.gather(*(chat.begin() for chat in opened.batches))
             await create(run, settings, prompts, opened.chats, progress, by_batch)
             for chat in opened.batches:
                 await chat.complete()
+            BatchFolder(run.batches).note_used()
         finally:
             for chat in opened.chats.values():  # the policy first: its check of the others may still be under way
                 await chat.close()
@@ -267,6 +269,11 @@ class _Opened:
         for role, endpoint in asked.items():
             self.chats[role] = store.remember(opened[_address(endpoint)], purse if endpoint.price else None)
         self._live = [chat for role, chat in self.chats.items() if role not in by_batch]
+
+    def halt(self) -> None:
+        """The stage has failed: no batch goes out any more."""
+        for chat in self.batches:
+            chat.halt()
 
     def _note_whose_model_is_gone(
         self, run: Run, by_batch: Mapping[str, EndpointSettings], purse: Purse | None

@@ -32,7 +32,7 @@ from anchored.progress import Progress
 from anchored.records import Outcome, Pair, Prompt
 from anchored.runs import Run
 
-__all__ = ["METHODS", "CreateChats", "CreateSummary", "create"]
+__all__ = ["METHODS", "ByBatch", "CreateChats", "CreateSummary", "create"]
 
 METHODS: Mapping[str, Callable[[Prompt, Desk], Awaitable[Pair]]] = {
     "clair": clair,
@@ -41,6 +41,16 @@ METHODS: Mapping[str, Callable[[Prompt, Desk], Awaitable[Pair]]] = {
     "stronger-preferred": stronger_preferred,
 }
 _TASK = "pairs"
+
+
+@dataclass(frozen=True, slots=True)
+class ByBatch:
+    """How rows are made where replies come by batches; no round of them is made that could be spared."""
+
+    rows: int
+    """At a time."""
+    halt: Callable[[], None]
+    """Called when the stage has failed: nothing more is to be submitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +85,12 @@ async def create(
     prompts: PromptRows,
     chats: CreateChats,
     progress: Progress,
-    by_batch: int | None = None,
+    by_batch: ByBatch | None = None,
 ) -> CreateSummary:
     """Make a row of every prompt and write them; what Stopped or ModelError cut short goes on with the same call.
 
-    Rows are written as they come, in the order of the prompts, so their number does not matter to memory. Where replies
-    come by batches, `by_batch` is how many rows are made at a time, which does; no round is made that could be spared.
+    Rows are written as they come, in the order of the prompts, so their number does not matter to memory, but for those
+    that `by_batch` makes at a time.
     """
     started = time.perf_counter()
     desk = Desk(settings, chats)
@@ -133,7 +143,7 @@ class _Maker:
     desk: Desk
     decisions: Decisions
     progress: Progress
-    by_batch: int | None = None
+    by_batch: ByBatch | None = None
     outcomes: Counter[str] = field(default_factory=Counter)
     bills: list[float] = field(default_factory=list)
     """USD of each row of the pilot."""
@@ -182,9 +192,14 @@ class _Maker:
             return file, pair
 
         items = ((file, prompt) for file, prompts in due for prompt in prompts)
-        under_way = self.by_batch or OUTSTANDING
+        under_way = self.by_batch.rows if self.by_batch else OUTSTANDING
         await work_in_order(
-            items, row, lambda made: made[0].put(made[1]), outstanding=under_way, ahead=max(AHEAD, 2 * under_way)
+            items,
+            row,
+            lambda made: made[0].put(made[1]),
+            outstanding=under_way,
+            ahead=max(AHEAD, 2 * under_way),
+            on_failure=self.by_batch.halt if self.by_batch else lambda: None,
         )
 
     def _count(self, outcome: Outcome, usd: float, file: RowFile) -> None:

@@ -299,6 +299,13 @@ class BatchFolder:
         """All of them, in order."""
         return [Batch(self.path, path.stem, _read_state(path)) for path in sorted(self.path.glob("batch-*.json"))]
 
+    def note_used(self) -> None:
+        """The stage is complete: what its batches refused may be asked again from now on."""
+        for batch in self.batches():
+            if batch.state.kept and not batch.state.used:
+                batch.state.used = True
+                batch.save()
+
     def requests(self) -> list[Path]:
         """All files of requests that were made here, and are there."""
         return [batch.requests for batch in self.batches() if batch.requests.exists()] + self._exports()

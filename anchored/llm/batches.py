@@ -130,13 +130,14 @@ class BatchChat:
             await self._live().check()
 
     async def complete(self) -> None:
-        """The stage that asked has all it wants: what was refused may be asked again from now on."""
+        """The stage that asked has all it wants; returns when what was downloaded is in the store."""
         self._complete = True
-        async with self._files:  # what was downloaded gets into the store
-            for batch in self._batches:
-                if batch.state.kept and not batch.state.used:
-                    batch.state.used = True
-                    batch.save()
+        async with self._files:
+            pass
+
+    def halt(self) -> None:
+        """The stage has failed elsewhere: nothing more goes out, and nobody waits for what is out."""
+        self._stop(Stopped("the stage was ended by something else; the same command goes on"))
 
     async def close(self) -> None:
         """Stop following; what is under way at the endpoint goes on there. Idempotent."""
@@ -522,9 +523,11 @@ class BatchChat:
             self._again(row)
 
     def _again(self, row: Row) -> None:
+        if row.answer.done():
+            return
         if self._way == "submit":
             self._enqueue(row)
-        elif not row.answer.done():
+        else:
             row.answer.set_result(None)
 
     def _leave_out(self, parameter: str) -> None:

@@ -17,7 +17,7 @@ from batch_server import BatchServer, Fate
 from fault_server import completion, cuts, fails, hangs_up, sends
 
 from anchored.errors import BudgetReached, DataError, ModelError, ReplyError, Stopped
-from anchored.llm.ask import ask_all
+from anchored.llm.ask import ask_all, work_in_order
 from anchored.llm.batch_api import BatchApi
 from anchored.llm.batch_endpoint import cancel_batches
 from anchored.llm.batch_files import BatchFolder, keys_of, outcome
@@ -117,6 +117,7 @@ def ask(
             results = await ask_all(remembered, (a_request(word, **(request or {})) for word in words))
             if complete:
                 await chat.complete()
+                BatchFolder(folder).note_used()
             return results
 
     return asyncio.run(work())
@@ -700,6 +701,33 @@ def test_what_is_under_way_is_not_exported(server: BatchServer, tmp_path: Path) 
     leave_under_way(server, tmp_path)
     with pytest.raises(DataError, match=r"collect it with --batch"):
         ask(server, tmp_path, way="export")
+
+
+def test_nothing_goes_out_once_the_stage_has_failed(server: BatchServer, tmp_path: Path) -> None:
+    heard = Heard()
+
+    async def fail() -> None:
+        async with process(server, tmp_path, heard=heard, how={"linger_seconds": 0.3}) as (chat, remembered):
+            sixth_asked = asyncio.Event()
+
+            async def work(index: int, word: str) -> Reply:
+                if index == 6:
+                    await sixth_asked.wait()
+                    raise ModelError("the policy's server died")
+                sixth_asked.set() if index == 5 else None
+                return await remembered.reply(a_request(word))
+
+            try:
+                await work_in_order([*WORDS, "gnu"], work, lambda _: None, on_failure=chat.halt)
+            finally:
+                with pytest.raises(Stopped, match="ended by something else"):
+                    await remembered.reply(a_request("late"))
+                await asyncio.sleep(0.4)
+
+    with pytest.raises(ModelError, match="the policy's server died"):
+        asyncio.run(fail())
+    assert heard.notes == []
+    assert not server.batches
 
 
 @pytest.mark.parametrize(
