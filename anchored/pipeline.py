@@ -22,7 +22,7 @@ from anchored.create.desk import check_settings
 from anchored.create.settings import POLICY, CreateSettings
 from anchored.create.stage import ByBatch, create
 from anchored.create.templates import templates
-from anchored.errors import EvaluationError, ModelError, RecipeError
+from anchored.errors import DataError, EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
@@ -110,8 +110,10 @@ def execute(plan: Plan, progress: Progress) -> Run:
 def cancel(plan: Plan, progress: Progress) -> None:
     """End the batches of the plan's run at their endpoints, and do nothing else."""
     run = Run(plan.folder)
+    if not run.batches.is_dir():
+        raise DataError(f"{run.batches}: there is no such folder, so this run has no batches; correct --out")
     asked = {fingerprint(one): one for one in _batchable(plan.recipe.create).values()}
-    with run.lock():
+    with run.lock("interrupt it first, then this command ends the batches that it followed"):
         asyncio.run(cancel_batches(BatchFolder(run.batches), asked, progress))
 
 
@@ -253,7 +255,7 @@ class _Opened:
         asked = recipe.create.endpoints()
         purse = Purse(recipe.create.budget_usd, store.spent()) if any(one.price for one in asked.values()) else None
         by_batch = _by_batch(run, recipe.create, batching)
-        self._note_whose_model_is_gone(run, by_batch, purse)
+        self._note_whose_model_is_gone(by_batch, purse)
         opened: dict[str, OpenAIChat | Endpoints | ServedChat | BatchChat] = {}
         for role, endpoint in asked.items():
             if _address(endpoint) not in opened:
@@ -275,11 +277,9 @@ class _Opened:
         for chat in self.batches:
             chat.halt()
 
-    def _note_whose_model_is_gone(
-        self, run: Run, by_batch: Mapping[str, EndpointSettings], purse: Purse | None
-    ) -> None:
+    def _note_whose_model_is_gone(self, by_batch: Mapping[str, EndpointSettings], purse: Purse | None) -> None:
         asked = {fingerprint(endpoint) for endpoint in by_batch.values()}
-        for batch in BatchFolder(run.batches).batches():
+        for batch in self._folder.batches():
             if batch.state.fingerprint in asked:
                 continue
             if purse and batch.state.file_id and not batch.state.kept:  # spent, or about to be, and not counted yet
@@ -287,7 +287,7 @@ class _Opened:
             if batch.state.is_out:
                 self._progress.note(
                     f"{batch.name}: it is under way at {batch.state.base_url} and the recipe asks no "
-                    f"{batch.state.fingerprint} now; with its endpoint in the recipe, --cancel-batches ends it"
+                    f"{batch.state.fingerprint} now; with its endpoint in the recipe, {self._folder.ending} ends it"
                 )
 
     def _batch_chat(self, endpoint: EndpointSettings, purse: Purse | None) -> BatchChat:

@@ -286,6 +286,11 @@ class BatchFolder:
         """Files that this process has exported."""
         self._heard: set[Path] = set()
 
+    @property
+    def ending(self) -> str:
+        """The command that ends what is under way."""
+        return f"`anchored create RECIPE --out {self.path.parent} --cancel-batches`"
+
     def begin(self, asked: Iterable[Asked], state: State) -> Batch:
         """Write the requests and the intent to send them."""
         self.path.mkdir(parents=True, exist_ok=True)

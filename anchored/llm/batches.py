@@ -160,9 +160,10 @@ class BatchChat:
             return
         count = sum(batch.state.requests for batch in left)
         go_on, them = ("1 batch goes on", "it") if len(left) == 1 else (f"{len(left)} batches go on", "them")
-        then = f"the same command collects {them}, and --cancel-batches ends {them}"
+        ending = self._means.folder.ending
+        then = f"the same command collects {them}, and {ending} ends {them}"
         if self._complete:
-            then = f"nothing asks for {them} now; --cancel-batches ends {them}, --redo create collects {them}"
+            then = f"nothing asks for {them} now; {ending} ends {them}, --redo create collects {them}"
         self._means.progress.note(f"{go_on} at {self._endpoint.where} ({count:,} requests); {then}")
 
     # what is known already
@@ -182,7 +183,7 @@ class BatchChat:
         if self._way == "export" and (out := [batch for batch in unfinished if batch.state.is_out]):
             raise DataError(
                 f"{out[0].file}: this batch is under way; collect it with --batch, or end it with "
-                "--cancel-batches, before what is left is exported"
+                f"{self._means.folder.ending}, before what is left is exported"
             )
         for batch in unfinished:
             if batch.state.collected or await self._endpoint.was_made(batch):
@@ -376,6 +377,7 @@ class BatchChat:
             batch = await asyncio.to_thread(self._means.folder.begin, self._asked(rows), state)
         self._batches.append(batch)
         self._tell_what_is_sent(batch)
+        self._raise_if_over()
         await self._endpoint.submit(batch)
         await self._go_on(batch)
 

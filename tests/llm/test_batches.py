@@ -714,7 +714,8 @@ def test_nothing_goes_out_once_the_stage_has_failed(server: BatchServer, tmp_pat
                 if index == 6:
                     await sixth_asked.wait()
                     raise ModelError("the policy's server died")
-                sixth_asked.set() if index == 5 else None
+                if index == 5:
+                    sixth_asked.set()
                 return await remembered.reply(a_request(word))
 
             try:
