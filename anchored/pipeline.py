@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from anchored import datasets_io
 from anchored import recipe as recipes
 from anchored.create.decontaminate import decontaminator
 from anchored.create.desk import check_settings
+from anchored.create.on_ray import Order, cluster
 from anchored.create.settings import POLICY, CreateSettings
 from anchored.create.stage import ByBatch, create
 from anchored.create.templates import templates
@@ -42,6 +44,7 @@ from anchored.llm.replies import Remembered, ReplyStore
 from anchored.llm.serve import Served, find_program
 from anchored.llm.served_chat import ServedChat
 from anchored.llm.settings import EndpointSettings, Engine, LocalSampling, Sampling, ServedSampling
+from anchored.llm.shared import Books
 from anchored.pocket import world
 from anchored.progress import Progress
 from anchored.recipe import Recipe
@@ -208,6 +211,7 @@ def _create(run: Run, plan: Plan, progress: Progress) -> None:
         progress.note(f"create: not needed, train.data is {recipe.train.data}")
     else:
         asyncio.run(_create_pairs(run, recipe, plan.batching, progress))
+        BatchFolder(run.batches).note_used()
 
 
 async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: Progress) -> None:
@@ -215,21 +219,64 @@ async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: 
     prompts = _limited_prompts(_prompts(settings), recipe.limit)
     if recipe.limit is not None:  # fewer prompts than `take` are no surprise then
         settings = settings.model_copy(update={"prompts": settings.prompts.model_copy(update={"take": None})})
-    with ReplyStore(run.replies) as store, ExitStack() as servers:
-        opened = _Opened(run, recipe, batching, store, servers, progress)
-        by_batch = None
-        if opened.batches:
-            rows = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
-            by_batch = ByBatch(rows, opened.halt)
-        try:
-            await asyncio.gather(*(chat.begin() for chat in opened.batches))
-            await create(run, settings, prompts, opened.chats, progress, by_batch)
-            for chat in opened.batches:
+    with ReplyStore(run.replies) as store:
+        if settings.engine == "ray":
+            await _create_on_ray(run, recipe, settings, prompts, batching, progress)
+            return
+        purse = Purse(settings.budget_usd, store.spent()) if _counts_money(settings) else None
+        async with _opened(run, recipe, batching, Books(store, purse), progress) as them:
+            by_batch = None
+            if them.batches:
+                rows = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
+                by_batch = ByBatch(rows, them.halt)
+            await asyncio.gather(*(chat.begin() for chat in them.batches))
+            await create(run, settings, prompts, them.chats, progress, by_batch)
+            for chat in them.batches:
                 await chat.complete()
-            BatchFolder(run.batches).note_used()
+
+
+async def _create_on_ray(
+    run: Run,
+    recipe: Recipe,
+    settings: CreateSettings,
+    prompts: datasets_io.PromptRows,
+    batching: Batching,
+    progress: Progress,
+) -> None:
+    if _by_batch(run, settings, batching):
+        raise RecipeError(
+            "create.engine: ray asks request by request; set create.engine=local to go on with batches, or "
+            f"{BatchFolder(run.batches).ending} to end those that are under way"
+        )
+    order = Order(settings, partial(_opened_for_worker, run, recipe), _counts_money(settings))
+    async with cluster(order, run.replies, progress) as engine:
+        await create(run, settings, prompts, engine.chats, progress, engine=engine)
+
+
+@asynccontextmanager
+async def _opened_for_worker(
+    run: Run, recipe: Recipe, books: Books, progress: Progress
+) -> AsyncIterator[dict[str, Remembered]]:
+    async with _opened(run, recipe, Batching(), books, progress) as them:
+        yield them.chats
+
+
+@asynccontextmanager
+async def _opened(
+    run: Run, recipe: Recipe, batching: Batching, books: Books, progress: Progress
+) -> AsyncIterator[_Opened]:
+    """Who answers, until the block ends."""
+    with ExitStack() as servers:
+        them = _Opened(run, recipe, batching, books, servers, progress)
+        try:
+            yield them
         finally:
-            for chat in opened.chats.values():  # the policy first: its check of the others may still be under way
+            for chat in them.chats.values():  # the policy first: its check of the others may still be under way
                 await chat.close()
+
+
+def _counts_money(settings: CreateSettings) -> bool:
+    return any(endpoint.price for endpoint in settings.endpoints().values())
 
 
 class _Opened:
@@ -240,7 +287,7 @@ class _Opened:
         run: Run,
         recipe: Recipe,
         batching: Batching,
-        store: ReplyStore,
+        books: Books,
         servers: ExitStack,
         progress: Progress,
     ) -> None:
@@ -249,27 +296,25 @@ class _Opened:
         """Those of the endpoints that are asked by batches."""
         self._live: list[Remembered] = []
         """The other chats: while one has something to answer, more may be asked of the batches."""
-        self._settings, self._batching, self._store = recipe.create, batching, store
+        self._settings, self._batching, self._books = recipe.create, batching, books
         self._progress = progress
         self._folder = BatchFolder(run.batches)
         asked = recipe.create.endpoints()
-        purse = Purse(recipe.create.budget_usd, store.spent()) if any(one.price for one in asked.values()) else None
         by_batch = _by_batch(run, recipe.create, batching)
-        self._note_whose_model_is_gone(by_batch, purse)
+        self._note_whose_model_is_gone(by_batch)
         opened: dict[str, OpenAIChat | Endpoints | ServedChat | BatchChat] = {}
         for role, endpoint in asked.items():
             if _address(endpoint) not in opened:
-                priced = purse if endpoint.price else None
                 if role in by_batch:
-                    opened[_address(endpoint)] = self._batch_chat(endpoint, priced)
+                    opened[_address(endpoint)] = self._batch_chat(endpoint)
                 else:
-                    live = servers.enter_context(_teacher(role, endpoint, priced, run, progress))
+                    live = servers.enter_context(_teacher(role, endpoint, books, run, progress))
                     opened[_address(endpoint)] = live
         if recipe.create.asks_policy:
-            policy = _CheckedFirst(_policy(recipe, run, progress), [endpoint.check for endpoint in opened.values()])
-            self.chats[POLICY] = store.remember(policy)
+            policy = _CheckedFirst(_policy(recipe, books, run, progress), [one.check for one in opened.values()])
+            self.chats[POLICY] = books.remember(policy, paid=False)
         for role, endpoint in asked.items():
-            self.chats[role] = store.remember(opened[_address(endpoint)], purse if endpoint.price else None)
+            self.chats[role] = books.remember(opened[_address(endpoint)], paid=endpoint.price is not None)
         self._live = [chat for role, chat in self.chats.items() if role not in by_batch]
 
     def halt(self) -> None:
@@ -277,12 +322,14 @@ class _Opened:
         for chat in self.batches:
             chat.halt()
 
-    def _note_whose_model_is_gone(self, by_batch: Mapping[str, EndpointSettings], purse: Purse | None) -> None:
+    def _note_whose_model_is_gone(self, by_batch: Mapping[str, EndpointSettings]) -> None:
+        purse = self._books.purse
         asked = {fingerprint(endpoint) for endpoint in by_batch.values()}
         for batch in self._folder.batches():
             if batch.state.fingerprint in asked:
                 continue
-            if purse and batch.state.file_id and not batch.state.kept:  # spent, or about to be, and not counted yet
+            # spent, or about to be, and not counted yet
+            if isinstance(purse, Purse) and batch.state.file_id and not batch.state.kept:
                 purse.set_apart(batch.state.usd)
             if batch.state.is_out:
                 self._progress.note(
@@ -290,10 +337,13 @@ class _Opened:
                     f"{batch.state.fingerprint} now; with its endpoint in the recipe, {self._folder.ending} ends it"
                 )
 
-    def _batch_chat(self, endpoint: EndpointSettings, purse: Purse | None) -> BatchChat:
+    def _batch_chat(self, endpoint: EndpointSettings) -> BatchChat:
+        store, purse = self._books.replies, self._books.purse if endpoint.price else None
+        assert isinstance(store, ReplyStore), "batches are followed by one process, which has the store"
+        assert purse is None or isinstance(purse, Purse)
         means = Means(
             folder=self._folder,
-            store=self._store,
+            store=store,
             api=lambda: BatchApi(Connection(endpoint)),
             live=lambda: open_endpoints(endpoint, purse=purse),
             progress=self._progress,
@@ -413,12 +463,12 @@ def model_of(recipe: Recipe) -> str | Path:
     return named() if named else recipe.policy.model
 
 
-def _policy(recipe: Recipe, run: Run, progress: Progress) -> Chat:
+def _policy(recipe: Recipe, books: Books, run: Run, progress: Progress) -> Chat:
     """The policy, wherever it answers."""
     sample = recipe.create.sample
     if elsewhere := sample.elsewhere():
-        return WatchedChat(OpenAIChat(elsewhere), progress.note)
-    return _chat_of(model_of(recipe), recipe.policy.model, sample, run.server_log("policy"), progress)
+        return WatchedChat(OpenAIChat(elsewhere, limits=books.limits(elsewhere)), progress.note)
+    return _chat_of(model_of(recipe), recipe.policy.model, sample, _log_of("policy", books, run), progress)
 
 
 def _chat_of(folder: str | Path, name: str, sample: LocalSampling, log: Path, progress: Progress) -> Chat:
@@ -463,17 +513,22 @@ class _CheckedFirst:
 
 @contextmanager
 def _teacher(
-    role: str, settings: EndpointSettings, purse: Purse | None, run: Run, progress: Progress
+    role: str, settings: EndpointSettings, books: Books, run: Run, progress: Progress
 ) -> Iterator[OpenAIChat | Endpoints | ServedChat]:
     """The endpoint that the settings name, or the server that they ask to start."""
+    purse = books.purse if settings.price else None
     if settings.serve is None:
-        yield open_endpoints(settings, purse=purse)
+        yield open_endpoints(settings, purse=purse, limits=books.limits)
     elif settings.serve == "pocket":
         with SERVERS[settings.serve]() as server:
             yield open_endpoints(settings, base_url=server.base_url, purse=purse)
     else:
-        served = _served(settings.model, settings.model, settings.serve, settings, run.server_log(role))
+        served = _served(settings.model, settings.model, settings.serve, settings, _log_of(role, books, run))
         yield ServedChat(served, settings, progress.note)
+
+
+def _log_of(role: str, books: Books, run: Run) -> Path:
+    return run.server_log(f"{role} {books.worker}".strip())
 
 
 def _prompts(settings: CreateSettings) -> datasets_io.PromptRows:

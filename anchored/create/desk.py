@@ -5,31 +5,49 @@ A request that fails is a `Problem` of its row; what ends the stage (ModelError,
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Protocol
 
 from anchored.create import filters
 from anchored.create.replies import Problem, Usable, check, check_text
 from anchored.create.settings import OFF_POLICY, POLICY, CreateSettings, candidate_role
 from anchored.create.templates import templates
 from anchored.datasets_io.answers import AnswerFile, JudgedData, check_readable
-from anchored.errors import ReplyError
-from anchored.llm.chat import Request
-from anchored.llm.money import Purse, usage_cost
+from anchored.errors import RecipeError, ReplyError
+from anchored.llm.chat import Reply, Request
+from anchored.llm.money import Money, usage_cost
 from anchored.llm.prompt_files import fill
-from anchored.llm.replies import Remembered
 from anchored.llm.settings import Sampling
 from anchored.records import Answer, Message, Outcome, Pair, Prompt
 
-CreateChats = Mapping[str, Remembered]
+
+class Answering(Protocol):
+    """A chat behind the store of replies, as `Remembered` is."""
+
+    name: str
+    asked: int
+    hits: int
+
+    @property
+    def purse(self) -> Money | None: ...
+
+    async def reply(self, request: Request) -> Reply: ...
+
+
+CreateChats = Mapping[str, Answering]
 """Who answers, by role, each behind the store: `policy` and the roles of `CreateSettings.endpoints`."""
 
 
 def check_settings(settings: CreateSettings) -> None:
     """Raise now for what would fail when the stage begins: prompts, filters, given answers that cannot be read."""
+    if settings.engine == "ray" and not find_spec("ray"):
+        raise RecipeError(
+            'create.engine is ray, which is not installed; pip install "anchored[ray]", or set it to local'
+        )
     templates(settings)
     filters.check(settings.active_filters())
     for source in (*settings.answers.values(), settings.judged):
@@ -45,12 +63,22 @@ class Used:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    def add(self, other: Used) -> None:
+        self.replies += other.replies
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+
 
 @dataclass(slots=True)
 class Bill:
-    """What the replies that one row was made of cost, stored ones included."""
+    """What one row took."""
 
     usd: float = 0.0
+    """What the replies that it was made of cost, stored ones included."""
+    used: dict[str, Used] = field(default_factory=dict)
+    """By role."""
+    noticed: list[str] = field(default_factory=list)
+    """What was seen in it, though it was made all the same."""
 
 
 _BILL: ContextVar[Bill] = ContextVar("bill")
@@ -63,9 +91,6 @@ class Desk:
     def __init__(self, settings: CreateSettings, chats: CreateChats) -> None:
         self.settings = settings
         self.filters = settings.active_filters()
-        self.used = {role: Used() for role in chats}
-        self.noticed: Counter[str] = Counter()
-        """What was seen in rows that were made all the same."""
         self._chats = chats
         self._endpoints = settings.endpoints()
         self._templates = templates(settings)
@@ -74,7 +99,7 @@ class Desk:
         self.judged = _judged_data(settings)
 
     @property
-    def purse(self) -> Purse | None:
+    def purse(self) -> Money | None:
         """The run's money, where it is counted."""
         return next((chat.purse for chat in self._chats.values() if chat.purse), None)
 
@@ -87,6 +112,10 @@ class Desk:
             yield bill
         finally:
             _BILL.reset(token)
+
+    def notice(self, what: str) -> None:
+        """Something was seen in the row that is being made."""
+        _BILL.get().noticed.append(what)
 
     @property
     def prompt_files(self) -> dict[str, dict[str, str]]:
@@ -174,12 +203,9 @@ class Desk:
             reply = await self._chats[role].reply(request)
         except ReplyError as error:
             return check(error, whose)
-        used = self.used[role]
-        used.replies += 1
-        used.prompt_tokens += reply.usage.prompt_tokens
-        used.completion_tokens += reply.usage.completion_tokens
-        endpoint, bill = self._endpoints.get(role), _BILL.get(None)
-        if bill and endpoint and endpoint.price:
+        bill, usage, endpoint = _BILL.get(), reply.usage, self._endpoints.get(role)
+        bill.used.setdefault(role, Used()).add(Used(1, usage.prompt_tokens, usage.completion_tokens))
+        if endpoint and endpoint.price:
             bill.usd += usage_cost(endpoint.price, reply.usage)
         return check(reply, whose)
 

@@ -113,10 +113,10 @@ def _spoken_to_judge(prompt: Prompt, answers: tuple[Usable, Usable]) -> str:
 def _noticed(spoken: str, answers: tuple[Usable, Usable], desk: Desk) -> str:
     """What is to be said of answers that were judged all the same; it is counted as well."""
     if spoken:
-        desk.noticed["addresses_judge"] += 1
+        desk.notice("addresses_judge")
         return spoken
     if any(holds_verdict(answer.text) for answer in answers):
-        desk.noticed["holds_verdict"] += 1
+        desk.notice("holds_verdict")
         return NOTICED["holds_verdict"]
     return ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from anchored.create.filters import Chosen, choose, schema, spelt
 from anchored.llm.settings import BatchSettings, EndpointSettings, SampleSettings, Sampling
@@ -98,10 +98,40 @@ Filter = Annotated[Chosen, PlainValidator(choose), PlainSerializer(spelt), WithJ
 CLAIR_FILTERS: tuple[Chosen, ...] = (choose("length_ratio"), choose("leak"))
 
 
+class RaySettings(Settings):
+    """The Ray cluster that `engine: ray` works on."""
+
+    how_only: ClassVar[frozenset[str]] = frozenset(
+        {"address", "workers", "cpus", "gpus", "rows_per_block", "wait_seconds"}
+    )
+
+    address: str | None = None
+    """HOST:PORT of a cluster, or `auto` on one of its machines. null: what RAY_ADDRESS says, else Ray is started on
+    this machine for the stage."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes that make rows, wherever the cluster has room (an autoscaler is asked for it). null: on each node one,
+    or as many as it has `gpus` for; nodes that join later get theirs."""
+    cpus: float = Field(default=1, ge=0)
+    """Cores that each worker takes of its node."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs that each worker takes, for the models that it holds or serves itself; 0: it sees none."""
+    rows_per_block: int = Field(default=8, ge=1)
+    """Prompts that are handed to a worker together."""
+    wait_seconds: float = Field(default=300, gt=0)
+    """Longest wait while there is no worker, at the start and when all are gone, before the stage stops."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_of_a_cluster(cls, address: str | None) -> str | None:
+        if address is not None and "://" in address:
+            raise ValueError("is HOST:PORT or auto: the command runs on a machine of the cluster (`ray job submit`)")
+        return address
+
+
 class CreateSettings(Settings):
     """The `create:` section: how pairs are made from prompts."""
 
-    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd", "pilot", "batch"})
+    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd", "pilot", "engine", "batch"})
 
     method: Literal["clair", "judge-on-policy", "judge-off-policy", "stronger-preferred"] = "clair"
     """clair: the teacher minimally revises the policy's answer; judge-on-policy: it picks the better of two of them;
@@ -145,6 +175,11 @@ class CreateSettings(Settings):
     """Where prices are known, so many rows are made first, and what all will cost is told before the rest is asked; 0:
     none."""
 
+    engine: Literal["local", "ray"] = "local"
+    """local: this process makes the rows; ray: workers on a Ray cluster do (docs/cluster.md). The pairs are the
+    same."""
+    ray: RaySettings = RaySettings()
+
     @model_validator(mode="after")
     def _budget_has_its_prices(self) -> CreateSettings:
         for role, endpoint in self.endpoints().items() if self.budget_usd is not None else ():
@@ -183,6 +218,12 @@ class CreateSettings(Settings):
         if self.method == OFF_POLICY:
             asked |= {candidate_role(place): one for place, one in enumerate(self.candidates)}
         return asked
+
+    def key_variables(self) -> set[str]:
+        """The environment variables that hold keys of the endpoints."""
+        asked = self.endpoints().values()
+        addresses = [*asked, *(other for endpoint in asked for other in endpoint.more_endpoints), self.sample]
+        return {address.key_env for address in addresses if address.key_env}
 
     @property
     def asks_policy(self) -> bool:

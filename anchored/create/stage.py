@@ -8,49 +8,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anchored.create.clair import clair
-from anchored.create.desk import CreateChats, Desk, Used
+from anchored.create.desk import Answering, CreateChats, Desk, Used
+from anchored.create.engine import ByBatch, Engine, Here, Made
 from anchored.create.estimate import estimate
-from anchored.create.filters import filtered
-from anchored.create.judge import NOTICED, judge_off_policy, judge_on_policy
+from anchored.create.judge import NOTICED
 from anchored.create.row_file import RowFile
 from anchored.create.settings import CreateSettings
-from anchored.create.stronger import stronger_preferred
 from anchored.datasets_io import PairWriter, PromptRows, Prompts
 from anchored.decisions import Decisions, apply, read_decisions
 from anchored.errors import DataError
-from anchored.llm.ask import AHEAD, OUTSTANDING, work_in_order
-from anchored.llm.replies import Remembered
 from anchored.progress import Progress
-from anchored.records import Outcome, Pair, Prompt
+from anchored.records import Outcome, Pair
 from anchored.runs import Run
 
-__all__ = ["METHODS", "ByBatch", "CreateChats", "CreateSummary", "create"]
+__all__ = ["ByBatch", "CreateChats", "CreateSummary", "create"]
 
-METHODS: Mapping[str, Callable[[Prompt, Desk], Awaitable[Pair]]] = {
-    "clair": clair,
-    "judge-on-policy": judge_on_policy,
-    "judge-off-policy": judge_off_policy,
-    "stronger-preferred": stronger_preferred,
-}
 _TASK = "pairs"
-
-
-@dataclass(frozen=True, slots=True)
-class ByBatch:
-    """How rows are made where replies come by batches; no round of them is made that could be spared."""
-
-    rows: int
-    """At a time."""
-    halt: Callable[[], None]
-    """Called when the stage has failed: nothing more is to be submitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +66,17 @@ async def create(
     chats: CreateChats,
     progress: Progress,
     by_batch: ByBatch | None = None,
+    engine: Engine | None = None,
 ) -> CreateSummary:
     """Make a row of every prompt and write them; what Stopped or ModelError cut short goes on with the same call.
 
     Rows are written as they come, in the order of the prompts, so their number does not matter to memory, but for those
-    that `by_batch` makes at a time.
+    that `by_batch` makes at a time. `engine` makes the rows; None: this process does, and asks the chats itself.
     """
     started = time.perf_counter()
     desk = Desk(settings, chats)
+    decisions = _decisions(run, settings, progress)
+    maker = _Maker(desk, engine or Here(desk, by_batch), decisions, progress, by_batch)
     _note_what_is_missing(settings, prompts, progress)
     for note in desk.notes:
         progress.note(note)
@@ -104,12 +87,11 @@ async def create(
         held_out = RowFile("held_out", run.held_out, refused)
         # without a pair the refused rows alone are written: they say why
         with suppress(_NoPair), training, held_out:
-            maker = _Maker(desk, _decisions(run, settings, progress), progress, by_batch)
             await maker.make(prompts, training, held_out)
             if not training.pairs:
                 raise _NoPair
     _note_what_failed((training, held_out), progress)
-    for what, count in desk.noticed.items():
+    for what, count in maker.noticed.items():
         progress.note(f"create: {NOTICED[what]} in {count} of the pairs that were kept; their detail says so")
     if not training.pairs:
         raise DataError(_no_pairs(run.refused, training))
@@ -123,9 +105,9 @@ async def create(
         held_out_outcomes=_by_outcome(held_out),
         prompts_refused=len(prompts.refused),
         contrast=asdict(training.contrast()),
-        replies={role: _about(chat, desk.used[role]) for role, chat in chats.items()},
+        replies={role: _about(chat, maker.used[role]) for role, chat in chats.items()},
         prompt_files=desk.prompt_files,
-        noticed=dict(desk.noticed),
+        noticed=dict(maker.noticed),
         seconds=time.perf_counter() - started,
     )
     run.complete("create", asdict(summary))
@@ -141,10 +123,15 @@ class _Maker:
     """Makes rows, and tells how many are through and what is spent."""
 
     desk: Desk
+    engine: Engine
     decisions: Decisions
     progress: Progress
     by_batch: ByBatch | None = None
     outcomes: Counter[str] = field(default_factory=Counter)
+    used: defaultdict[str, Used] = field(default_factory=lambda: defaultdict(Used))
+    """By role."""
+    noticed: Counter[str] = field(default_factory=Counter)
+    """What was seen in rows that were made all the same."""
     bills: list[float] = field(default_factory=list)
     """USD of each row of the pilot."""
 
@@ -182,29 +169,20 @@ class _Maker:
 
     async def _rows(self, due: Sequence[tuple[RowFile, Prompts]]) -> None:
         """A row of each prompt, in order, each to the file beside its prompts."""
-        make, filters = METHODS[self.desk.settings.method], self.desk.filters
+        jobs = ((file, prompt) for file, prompts in due for prompt in prompts)
+        await self.engine.rows(jobs, self._finish, lambda file, pair: file.put(pair))
 
-        async def row(_: int, item: tuple[RowFile, Prompt]) -> tuple[RowFile, Pair]:
-            file, prompt = item
-            with self.desk.bill() as bill:
-                pair = apply(filtered(await make(prompt, self.desk), filters), self.decisions)
-            self._count(pair.outcome, bill.usd, file)
-            return file, pair
-
-        items = ((file, prompt) for file, prompts in due for prompt in prompts)
-        under_way = self.by_batch.rows if self.by_batch else OUTSTANDING
-        await work_in_order(
-            items,
-            row,
-            lambda made: made[0].put(made[1]),
-            outstanding=under_way,
-            ahead=max(AHEAD, 2 * under_way),
-            on_failure=self.by_batch.halt if self.by_batch else lambda: None,
-        )
-
-    def _count(self, outcome: Outcome, usd: float, file: RowFile) -> None:
+    def _finish(self, file: RowFile, made: Made) -> Pair:
+        pair, bill = apply(made.pair, self.decisions), made.bill
         if len(self.bills) < self.desk.settings.pilot:
-            self.bills.append(usd)
+            self.bills.append(bill.usd)
+        for role, used in bill.used.items():
+            self.used[role].add(used)
+        self.noticed.update(bill.noticed)
+        self._tell(pair.outcome, file)
+        return pair
+
+    def _tell(self, outcome: Outcome, file: RowFile) -> None:
         self.outcomes[outcome] += 1
         money = {"usd": self.desk.purse.spent_usd} if self.desk.purse else {}
         # where so many pairs are wanted, only pairs are steps
@@ -264,7 +242,7 @@ def _by_outcome(file: RowFile) -> dict[str, int]:
     return {str(outcome): count for outcome, count in file.outcomes.most_common()}
 
 
-def _about(chat: Remembered, used: Used) -> dict[str, Any]:
+def _about(chat: Answering, used: Used) -> dict[str, Any]:
     spent = {"spent": asdict(chat.purse.spent())} if chat.purse else {}
     return {"model": chat.name, **asdict(used), "asked": chat.asked, "from_store": chat.hits, **spent}
 

@@ -10,12 +10,13 @@ import asyncio
 import logging
 import resource
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from anchored.errors import AnchoredError, BudgetReached, ModelError, NoReply, ReplyError, Stopped
 from anchored.llm.chat import Reply, Request
-from anchored.llm.money import Purse
+from anchored.llm.limits import Limits, gate_of
+from anchored.llm.money import Reserves
 from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.settings import EndpointSettings
 from anchored.runs import one_line
@@ -26,14 +27,19 @@ log = logging.getLogger(__name__)
 
 
 def open_endpoints(
-    settings: EndpointSettings, *, base_url: str | None = None, purse: Purse | None = None
+    settings: EndpointSettings,
+    *,
+    base_url: str | None = None,
+    purse: Reserves | None = None,
+    limits: Callable[[EndpointSettings], Limits] = gate_of,
 ) -> OpenAIChat | Endpoints:
     """The chat of these settings; `base_url` takes the place of theirs, `more_endpoints` stand beside it."""
     _allow_connections(settings.concurrency * (1 + len(settings.more_endpoints)))
-    first = OpenAIChat(settings, base_url=base_url, purse=purse)
+    first = OpenAIChat(settings, base_url=base_url, purse=purse, limits=limits(settings))
     if not settings.more_endpoints:
         return first
-    return Endpoints([first, *(OpenAIChat(settings.at(other), purse=purse) for other in settings.more_endpoints)])
+    others = [settings.at(other) for other in settings.more_endpoints]
+    return Endpoints([first, *(OpenAIChat(other, purse=purse, limits=limits(other)) for other in others)])
 
 
 def _allow_connections(count: int) -> None:

@@ -10,12 +10,57 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import NamedTuple
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import NamedTuple, Protocol
 
 from anchored.llm.rates import Pace, Quotas
 
 SHRINK = 0.7
+
+
+class HeldSlot(Protocol):
+    """One request's right to be in flight, whoever gave it."""
+
+    async def renew(self) -> None: ...
+
+    def used(self, tokens: float) -> None: ...
+
+    def too_many(self) -> None: ...
+
+
+class Limits(Protocol):
+    """What stands before an endpoint: a `Gate` of this process, or one that several share (`shared`)."""
+
+    @property
+    def room(self) -> float: ...
+
+    def slot(self, tokens: float = 0) -> AbstractAsyncContextManager[HeldSlot]: ...
+
+    def replied(self) -> None: ...
+
+    def heard(self, quotas: Quotas, sent: float) -> None: ...
+
+    def pause(self, seconds: float) -> None: ...
+
+    def open_for_good(self) -> None: ...
+
+
+class Bounds(Protocol):
+    """What is set of an endpoint's limits, as its settings are."""
+
+    @property
+    def concurrency(self) -> int: ...
+
+    @property
+    def requests_per_minute(self) -> float | None: ...
+
+    @property
+    def tokens_per_minute(self) -> float | None: ...
+
+
+def gate_of(bounds: Bounds) -> Gate:
+    """The gate that they ask for."""
+    return Gate(bounds.concurrency, Pace(bounds.requests_per_minute), Pace(bounds.tokens_per_minute))
 
 
 class Slot:
@@ -31,9 +76,7 @@ class Slot:
     async def take(self, *, first: bool = False) -> None:
         """Wait in line."""
         place = self._gate.join(self._tokens, first=first)
-        if self.held:  # given up only now: nobody slips in before
-            self.held = False
-            self._gate.leave()
+        self.leave()  # only now: nobody slips in before
         try:
             await place
         except asyncio.CancelledError:
@@ -50,6 +93,16 @@ class Slot:
     def used(self, tokens: float) -> None:
         """So many tokens it took in the end."""
         self._gate.tokens.give_back(self._tokens - tokens)
+
+    def too_many(self) -> None:
+        """The request was refused for its rate."""
+        self._gate.too_many(self)
+
+    def leave(self) -> None:
+        """Give it back; idempotent."""
+        if self.held:
+            self.held = False
+            self._gate.leave()
 
 
 class _Place(NamedTuple):
@@ -87,8 +140,7 @@ class Gate:
         try:
             yield slot
         finally:
-            if slot.held:
-                self.leave()
+            slot.leave()
 
     def replied(self) -> None:
         """A request succeeded: a little more at once may work."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from anchored.errors import BudgetReached
 from anchored.llm.chat import Reply, Usage
@@ -90,6 +90,8 @@ class Reservation:
     """Money set aside for one attempt."""
 
     def __init__(self, model: str, usd: float) -> None:
+        self.usd = usd
+        """What is set aside."""
         self.spending: Spending | None = Spending(model, usd, "unsure")
         """What the attempt cost, as far as is known."""
 
@@ -100,6 +102,21 @@ class Reservation:
     def release(self) -> None:
         """It cost nothing."""
         self.spending = None
+
+
+class Reserves(Protocol):
+    """What attempts are paid from: the `Purse` of this process, or one that several share (`shared`)."""
+
+    def reserved(self, model: str, usd: float) -> AbstractAsyncContextManager[Reservation]: ...
+
+
+class Money(Protocol):
+    """What tells how much is spent."""
+
+    @property
+    def spent_usd(self) -> float: ...
+
+    def spent(self) -> Spent: ...
 
 
 class Purse:
@@ -143,14 +160,12 @@ class Purse:
         What the block neither settles nor releases is spent. Raises BudgetReached if there is not enough though
         nothing is in flight, then and ever after.
         """
-        await self._set_aside(usd)
+        await self.set_aside(usd)
         reservation = Reservation(model, usd)
         try:
             yield reservation
         finally:
-            if reservation.spending:
-                self.spend(reservation.spending)
-            self._take_back(usd)
+            self.settle(usd, reservation.spending)
 
     @contextmanager
     def held(self, usd: float) -> Iterator[None]:
@@ -185,7 +200,8 @@ class Purse:
     def list_again(self, spendings: Iterable[Spending]) -> None:
         self._unlisted[:0] = spendings
 
-    async def _set_aside(self, usd: float) -> None:
+    async def set_aside(self, usd: float) -> None:
+        """The first half of `reserved`."""
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(usd, place))
         self._serve()
@@ -195,6 +211,12 @@ class Purse:
             if place.done() and not place.cancelled() and not place.exception():  # given and not taken
                 self._take_back(usd)
             raise
+
+    def settle(self, usd: float, spending: Spending | None) -> None:
+        """Its second half: of `usd` that were set aside, this was spent."""
+        if spending:
+            self.spend(spending)
+        self._take_back(usd)
 
     def _take_back(self, usd: float) -> None:
         self._reserved_usd -= usd

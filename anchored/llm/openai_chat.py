@@ -21,9 +21,9 @@ from anchored.llm.bodies import fingerprint, request_body
 from anchored.llm.chat import Reply, Request
 from anchored.llm.connection import CONNECT_SECONDS, Connection, backoff
 from anchored.llm.faults import Fault
-from anchored.llm.limits import Gate, Slot
-from anchored.llm.money import Purse, Spending, cost, worst_case
-from anchored.llm.rates import Pace, TokenGuess, read_quotas
+from anchored.llm.limits import HeldSlot, Limits, gate_of
+from anchored.llm.money import Reserves, Spending, cost, worst_case
+from anchored.llm.rates import TokenGuess, read_quotas
 from anchored.llm.responses import read_reply
 from anchored.llm.settings import EndpointSettings
 
@@ -45,10 +45,17 @@ class OpenAIChat:
     """Answers from an endpoint (`base_url` overrides the settings': a server that was started for this stage).
 
     The fingerprint is the model's name alone: the same model at another address, port or proxy is not paid for again.
-    What attempts cost by the settings' price is taken out of `purse`.
+    What attempts cost by the settings' price is taken out of `purse`; `limits` are a gate of its own unless given.
     """
 
-    def __init__(self, settings: EndpointSettings, *, base_url: str | None = None, purse: Purse | None = None) -> None:
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        *,
+        base_url: str | None = None,
+        purse: Reserves | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self.name = settings.model
         self.fingerprint = fingerprint(settings)
         self._connection = Connection(settings, base_url)
@@ -57,7 +64,7 @@ class OpenAIChat:
         self._url = f"{self.base_url}/chat/completions"
         self._settings = settings
         self._purse = purse
-        self._gate = Gate(settings.concurrency, Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute))
+        self._gate = limits or gate_of(settings)
         self._guess = TokenGuess()
         self._refused: set[str] = set()
         self._said_estimated = False
@@ -147,7 +154,7 @@ class OpenAIChat:
 
         return await self._connection.attempt(call(), seconds, heard)
 
-    def _note_success(self, reply: Reply, characters: int, slot: Slot) -> None:
+    def _note_success(self, reply: Reply, characters: int, slot: HeldSlot) -> None:
         self._reached = True
         self._failed_in_a_row = 0
         self._held_back_since = None
@@ -162,7 +169,7 @@ class OpenAIChat:
             self._said_estimated = True
             log.warning("%s sends no usage: what its replies cost is estimated, from above", self._connection.where)
 
-    def _delay_after(self, fault: Fault, body: dict[str, Any], tries: _Tries, slot: Slot) -> float:
+    def _delay_after(self, fault: Fault, body: dict[str, Any], tries: _Tries, slot: HeldSlot) -> float:
         """What a fault means: raises, or gives the seconds until this request is sent again."""
         self._reached |= fault.status is not None
         if fault.follows == "endpoint":
@@ -184,14 +191,14 @@ class OpenAIChat:
             return 0
         return self._retry(fault, tries)
 
-    def _throttle(self, fault: Fault, tries: _Tries, slot: Slot) -> None:
+    def _throttle(self, fault: Fault, tries: _Tries, slot: HeldSlot) -> None:
         tries.throttled += 1
         pause = self._pause(fault, backoff(tries.throttled))
         if tries.throttled > MOST_THROTTLES:
             self._no_reply(
                 f"{self._connection.where} refused the request {tries.throttled} times ({fault.reason})", fault
             )
-        self._gate.too_many(slot)
+        slot.too_many()
         self._gate.pause(pause)
 
     def _retry(self, fault: Fault, tries: _Tries) -> float:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from anchored.errors import DataError
 from anchored.llm.chat import Chat, Reply, Request, Usage
@@ -131,6 +131,22 @@ class ReplyStore:
         with self._writing, self._named_errors(), self._transaction():
             self._writer.executemany(_INSERT, rows)
             self._writer.executemany("insert into spending values (?, ?, ?, ?)", spent)
+
+    async def look_up(self, fingerprint: str, request: Request) -> Reply | None:
+        """`find`, as a `Replies`."""
+        return self.find(fingerprint, request)
+
+    async def keep(self, entries: Sequence[Entry], purse: Purse | None = None) -> None:
+        """Keep replies, and what `purse` has spent since the last time; they are on the disk when this returns."""
+        spendings = purse.take_unlisted() if purse else []
+        if not entries and not spendings:
+            return
+        try:
+            await asyncio.to_thread(self.put, entries, spendings)
+        except Exception:
+            if purse:
+                purse.list_again(spendings)
+            raise
 
     def spent(self) -> list[Spending]:
         """What was spent on this store's own requests, summed up by model and basis."""
@@ -258,13 +274,23 @@ class ReplyStore:
             raise DataError(f"{path}: {_what_to_do(path, error)}") from None
 
 
+class Replies(Protocol):
+    """Where replies are kept: the store of this process, or one that several share (`shared`)."""
+
+    failure: str
+
+    async def look_up(self, fingerprint: str, request: Request) -> Reply | None: ...
+
+    async def keep(self, entries: Sequence[Entry], purse: Purse | None = None) -> None: ...
+
+
 class Remembered:
     """A chat behind the store: asks what is not there, keeps what it gets, and asks once what is asked twice at a time.
 
     Its replies come without `raw`, which stays in the store. A reply's failure is not kept.
     """
 
-    def __init__(self, store: ReplyStore, chat: Chat, purse: Purse | None = None) -> None:
+    def __init__(self, store: Replies, chat: Chat, purse: Purse | None = None) -> None:
         self.name = chat.name
         self.fingerprint = chat.fingerprint
         self.purse = purse
@@ -287,9 +313,10 @@ class Remembered:
     async def reply(self, request: Request) -> Reply:
         key = request_key(self.fingerprint, request)
         call = self._calls.get(key)
-        if call is None and (kept := self._store.find(self.fingerprint, request)):
+        if call is None and (kept := await self._store.look_up(self.fingerprint, request)):
             self.hits += 1
             return kept
+        call = call or self._calls.get(key)  # a store that is elsewhere takes its time, in which another may have asked
         if call is None:
             self.asked += 1
             call = self._calls[key] = _Call(asyncio.create_task(self._ask(request)))
@@ -302,9 +329,7 @@ class Remembered:
         await self._chat.close()
         if self._writer:
             await self._writer
-        # of attempts that ended without a reply
-        if self.purse and (spendings := self.purse.take_unlisted()):
-            await asyncio.to_thread(self._store.put, [], spendings)
+        await self._store.keep([], self.purse)  # what attempts cost that ended without a reply
 
     async def _ask(self, request: Request) -> Reply:
         if self._store.failure:
@@ -330,14 +355,11 @@ class Remembered:
         """Write together what gathers while the disk is busy: one wait for the disk serves many replies."""
         while self._unwritten:
             batch, self._unwritten = self._unwritten, []
-            spendings = self.purse.take_unlisted() if self.purse else []
             error = None
             try:
-                await asyncio.to_thread(self._store.put, [entry for entry, _ in batch], spendings)
+                await self._store.keep([entry for entry, _ in batch], self.purse)
             except Exception as raised:
                 error = raised
-                if self.purse:
-                    self.purse.list_again(spendings)
             for _, written in batch:
                 if not written.done():  # else nobody waits for it any more
                     written.set_exception(error) if error else written.set_result(None)

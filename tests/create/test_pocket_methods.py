@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ from anchored import recipe as recipes
 from anchored.datasets_io import read_pairs, read_rows
 from anchored.errors import AnchoredError
 from anchored.llm.replies import ReplyStore
-from anchored.pipeline import Batching, Plan, _Opened, execute
+from anchored.llm.shared import Books
+from anchored.pipeline import Batching, Plan, _opened, execute
 from anchored.pocket import world
 from anchored.pocket.tasks import is_right, task_of
 from anchored.pocket.teacher import Teacher
@@ -106,11 +106,9 @@ def test_roles_at_one_endpoint_share_its_chat_and_so_its_limits(tmp_path: Path) 
     )
 
     async def opened(recipe: recipes.Recipe) -> int:
-        with ReplyStore(tmp_path / "replies.sqlite") as store, ExitStack() as servers:
-            chats = _Opened(Run(tmp_path), recipe, Batching(), store, servers, Silent()).chats
-            for chat in chats.values():
-                await chat.close()
-            return len({id(chat._chat) for role, chat in chats.items() if role != "policy"})
+        with ReplyStore(tmp_path / "replies.sqlite") as store:
+            async with _opened(Run(tmp_path), recipe, Batching(), Books(store), Silent()) as them:
+                return len({id(chat._chat) for role, chat in them.chats.items() if role != "policy"})
 
     assert asyncio.run(opened(recipe)) == 1
     other = recipe.create.judge.model_copy(update={"concurrency": 2})

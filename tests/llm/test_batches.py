@@ -476,6 +476,15 @@ def test_a_batch_with_fewer_replies_than_it_counts_is_not_taken_for_collected(
     assert (len(server.batches), server.live) == (1, [])
 
 
+def test_what_came_of_a_batch_with_fewer_replies_can_be_kept_by_hand(server: BatchServer, tmp_path: Path) -> None:
+    server.fates = [Fate(short=2)]
+    with pytest.raises(Stopped):
+        ask(server, tmp_path, patience_seconds=0.1)
+    (tmp_path / "batch-0001.json").unlink()
+    assert texts(ask(server, tmp_path, imports=[tmp_path / "batch-0001.output.jsonl"])) == UPPER
+    assert [len(made.rows) for made in server.batches] == [6, 2]
+
+
 def test_what_a_batch_answered_before_it_failed_is_kept(server: BatchServer, tmp_path: Path) -> None:
     server.fates = [Fate("failed", [{"code": "internal", "message": "worker died"}], answered=4)]
     assert texts(ask(server, tmp_path)) == UPPER

@@ -107,7 +107,7 @@ def test_a_gpu_answers_as_a_cpu_does_and_draws_the_same_again(folder: Path) -> N
     assert len({tuple(tokens) for tokens in first if len(tokens) > 3}) > 30
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_sample_does_not_depend_on_its_batch(folder: Path, dtype: str) -> None:
     requests = questions(240, temperature=1.0, seed=3)
     alone = token_ids(answers(folder, requests, batch_size=8, dtype=dtype))
