@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,13 +22,14 @@ from anchored.llm.batch_api import BatchApi, Look
 from anchored.llm.batch_endpoint import BatchEndpoint
 from anchored.llm.batch_files import Asked, Batch, BatchFolder, Counted, Results, State, keys_of, request_line
 from anchored.llm.batch_queue import Queue, Row
+from anchored.llm.batch_results import BatchResults
 from anchored.llm.bodies import fingerprint, request_body
 from anchored.llm.chat import Reply, Request
 from anchored.llm.endpoints import Endpoints
 from anchored.llm.faults import Fault
-from anchored.llm.money import Purse, Spending, cost, dollars, worst_case
+from anchored.llm.money import Purse, cost, dollars, worst_case
 from anchored.llm.openai_chat import OpenAIChat
-from anchored.llm.replies import Entry, ReplyStore, request_key
+from anchored.llm.replies import ReplyStore, request_key
 from anchored.llm.responses import read_reply
 from anchored.llm.settings import BatchSettings, EndpointSettings
 from anchored.progress import Progress
@@ -39,8 +39,6 @@ Way = Literal[
     "export",  # to files for somebody else to run
     "live",  # one by one; only what is in batches already comes from there
 ]
-ROWS_AT_ONCE = 256
-_LACKING = Fault("again", "the results lack it")
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +79,7 @@ class BatchChat:
         self._settings, self._how, self._way, self._means = settings, how, way, means
         self._price = how.price(settings.price) if means.purse else None
         self._purse = means.purse if self._price else None
+        self._results = BatchResults(settings, self._price, means.store, self._purse)
         self._endpoint = BatchEndpoint(settings, how, means.api, means.progress)
         self._imported = Results()
         self._met: dict[str, _Met] = {}
@@ -192,16 +191,12 @@ class BatchChat:
                     await self._go_on(batch)  # before anything is asked that its replies may answer too
                 else:
                     self._open.update(keys_of(batch.requests))
-                    self._start(self._go_on(batch), await asyncio.to_thread(self._worst_usd, batch))
+                    self._start(self._go_on(batch), await asyncio.to_thread(self._results.worst_usd, batch))
         self._sender = asyncio.create_task(self._guarded(self._send_all()))
-
-    def _worst_usd(self, batch: Batch) -> float:
-        """The most that it can cost by today's price, which may be another than when it was sent."""
-        return sum(worst_case(self._price, asked.body) for asked in batch.asked()) if self._price else 0.0
 
     async def _recall(self, batch: Batch) -> None:
         """Note again which of its requests got no reply, for they are not to be asked without end."""
-        async with aclosing(self._outcomes(batch)) as parts:
+        async with aclosing(self._results.read(batch)) as parts:
             async for outcomes in parts:
                 for asked, found in outcomes:
                     if isinstance(found, Fault):
@@ -406,24 +401,19 @@ class BatchChat:
         await self._keep(batch, ended_by_others)
 
     async def _keep(self, batch: Batch, ended_by_others: bool) -> None:
-        """Its replies to the store, each with its price in the same transaction; then its rows are answered.
-
-        What got no reply and may have been billed is counted with the last step alone, for the store could not tell
-        after a kill whether it was.
-        """
+        """Its replies to the store, and its rows are answered."""
         end: AnchoredError | None = None
         unsure_usd = 0.0
-        async with self._files, aclosing(self._outcomes(batch)) as parts:
+        async with self._files, aclosing(self._results.read(batch)) as parts:
             async for outcomes in parts:
-                await self._store(outcomes)
-                unsure_usd += self._unsure_usd(outcomes)
+                await self._results.keep(outcomes)
+                unsure_usd += self._results.unsure_usd(outcomes)
                 for asked, found in outcomes:
                     if isinstance(found, Fault) and asked.key in self._rows:
                         end = end or self._end_by(found, batch if ended_by_others else None)
                     if end is None or isinstance(found, Reply):
                         self._settle(asked.key, found)
-            if unsure_usd:
-                await self._put([], [Spending(self.name, unsure_usd, "unsure")])
+            await self._results.spend_unsure(unsure_usd)
             batch.state.kept = True
             batch.save()
         if end:
@@ -441,46 +431,6 @@ class BatchChat:
                 "answered is kept, and the same command asks the rest by another batch, or live without --batch"
             )
         return None
-
-    async def _store(self, outcomes: Iterable[tuple[Asked, Reply | Fault]]) -> None:
-        entries, spendings = [], []
-        for asked, found in outcomes:
-            if isinstance(found, Reply) and asked.key not in self._means.store:
-                entries.append(Entry(self.fingerprint, asked.request, found))
-                if self._price:
-                    spendings.append(cost(self._price, self.name, asked.body, found))
-        await self._put(entries, spendings)
-
-    def _unsure_usd(self, outcomes: Iterable[tuple[Asked, Reply | Fault]]) -> float:
-        """The most that those without a reply can have cost, where the endpoint does not say that they cost nothing."""
-        if self._price is None:
-            return 0.0
-        billed = (asked for asked, found in outcomes if isinstance(found, Fault) and found.may_be_billed)
-        return sum(worst_case(self._price, asked.body) for asked in billed)
-
-    async def _put(self, entries: Sequence[Entry], spendings: Sequence[Spending]) -> None:
-        await asyncio.to_thread(self._means.store.put, entries, spendings)
-        for spending in spendings:
-            assert self._purse
-            self._purse.add(spending)
-
-    async def _outcomes(self, batch: Batch) -> AsyncGenerator[list[tuple[Asked, Reply | Fault]]]:
-        """What came of its requests, some at a time."""
-        with Results() as results:
-            faults: dict[str, Fault] = {}
-            for path in batch.results:
-                faults |= (await asyncio.to_thread(results.add, path)).faults
-
-            def outcome(asked: Asked) -> Reply | Fault:
-                payload = results.find(asked.key)
-                if payload is None:
-                    return faults.get(asked.key, _LACKING)
-                return read_reply(payload, self.name, asked.request.max_tokens, 0.0)
-
-            requests = batch.asked()
-            while some := list(islice(requests, ROWS_AT_ONCE)):
-                yield [(asked, outcome(asked)) for asked in some]
-                await asyncio.sleep(0)
 
     def _note_failed(self, batch: Batch, look: Look) -> None:
         """Nothing of it was run: for its size, and then less goes out later; or for what is in it, which ends all."""

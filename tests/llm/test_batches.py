@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from batch_server import BatchServer, Fate
-from fault_server import completion, cuts, fails, hangs_up, sends
+from fault_server import Act, completion, cuts, fails, hangs_up, sends
 
 from anchored.errors import BudgetReached, DataError, ModelError, ReplyError, Stopped
 from anchored.llm.ask import ask_all, work_in_order
@@ -269,12 +269,12 @@ def test_one_row_that_is_too_much_stops_it(server: BatchServer, tmp_path: Path) 
 
 @pytest.mark.parametrize("route", ["upload", "make", "look", "content"])
 @pytest.mark.parametrize(
-    "act", [fails(429), fails(500), hangs_up(), cuts()], ids=["429", "500", "a closed connection", "a cut reply"]
+    "acts", [[fails(429), hangs_up()], [fails(500), cuts()]], ids=["429, a closed connection", "500, a cut reply"]
 )
 def test_a_hiccup_of_the_endpoint_sends_nothing_twice(
-    server: BatchServer, tmp_path: Path, route: str, act: Any
+    server: BatchServer, tmp_path: Path, route: str, acts: list[Act]
 ) -> None:
-    server.hiccups[route] = [act, act]
+    server.hiccups[route] = acts.copy()
     assert texts(ask(server, tmp_path)) == UPPER
     assert set(server.submitted.values()) == {1}
 
