@@ -23,9 +23,9 @@ from anchored.create.decontaminate import decontaminator
 from anchored.create.desk import check_settings
 from anchored.create.on_ray import Order, cluster
 from anchored.create.settings import POLICY, CreateSettings
-from anchored.create.stage import create
+from anchored.create.stage import ByBatch, create
 from anchored.create.templates import templates
-from anchored.errors import EvaluationError, ModelError, RecipeError
+from anchored.errors import DataError, EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
 from anchored.evaluate.mixeval_files import versions
 from anchored.evaluate.mixeval_hard import MixEvalHard
@@ -120,8 +120,10 @@ def execute(plan: Plan, progress: Progress) -> Run:
 def cancel(plan: Plan, progress: Progress) -> None:
     """End the batches of the plan's run at their endpoints, and do nothing else."""
     run = Run(plan.folder)
+    if not run.batches.is_dir():
+        raise DataError(f"{run.batches}: there is no such folder, so this run has no batches; correct --out")
     asked = {fingerprint(one): one for one in _batchable(plan.recipe.create).values()}
-    with run.lock():
+    with run.lock("interrupt it first, then this command ends the batches that it followed"):
         asyncio.run(cancel_batches(BatchFolder(run.batches), asked, progress))
 
 
@@ -216,6 +218,7 @@ def _create(run: Run, plan: Plan, progress: Progress) -> None:
         progress.note(f"create: not needed, train.data is {recipe.train.data}")
     else:
         asyncio.run(_create_pairs(run, recipe, plan.batching, progress))
+        BatchFolder(run.batches).note_used()
 
 
 async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: Progress) -> None:
@@ -231,7 +234,8 @@ async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: 
         async with _opened(run, recipe, batching, Books(store, purse), progress) as them:
             by_batch = None
             if them.batches:
-                by_batch = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
+                rows = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
+                by_batch = ByBatch(rows, them.halt)
             await asyncio.gather(*(chat.begin() for chat in them.batches))
             await create(run, settings, prompts, them.chats, progress, by_batch)
             for chat in them.batches:
@@ -249,7 +253,7 @@ async def _create_on_ray(
     if _by_batch(run, settings, batching):
         raise RecipeError(
             "create.engine: ray asks request by request; set create.engine=local to go on with batches, or "
-            "--cancel-batches to end those that are under way"
+            f"{BatchFolder(run.batches).ending} to end those that are under way"
         )
     order = Order(settings, partial(_opened_for_worker, run, recipe), _counts_money(settings))
     async with cluster(order, run.replies, progress) as engine:
@@ -304,7 +308,7 @@ class _Opened:
         self._folder = BatchFolder(run.batches)
         asked = recipe.create.endpoints()
         by_batch = _by_batch(run, recipe.create, batching)
-        self._note_whose_model_is_gone(run, by_batch)
+        self._note_whose_model_is_gone(by_batch)
         opened: dict[str, OpenAIChat | Endpoints | ServedChat | BatchChat] = {}
         for role, endpoint in asked.items():
             if _address(endpoint) not in opened:
@@ -320,13 +324,24 @@ class _Opened:
             self.chats[role] = books.remember(opened[_address(endpoint)], paid=endpoint.price is not None)
         self._live = [chat for role, chat in self.chats.items() if role not in by_batch]
 
-    def _note_whose_model_is_gone(self, run: Run, by_batch: Mapping[str, EndpointSettings]) -> None:
+    def halt(self) -> None:
+        """The stage has failed: no batch goes out any more."""
+        for chat in self.batches:
+            chat.halt()
+
+    def _note_whose_model_is_gone(self, by_batch: Mapping[str, EndpointSettings]) -> None:
+        purse = self._books.purse
         asked = {fingerprint(endpoint) for endpoint in by_batch.values()}
-        for batch in BatchFolder(run.batches).batches():
-            if batch.state.is_out and batch.state.fingerprint not in asked:
+        for batch in self._folder.batches():
+            if batch.state.fingerprint in asked:
+                continue
+            # spent, or about to be, and not counted yet
+            if isinstance(purse, Purse) and batch.state.file_id and not batch.state.kept:
+                purse.set_apart(batch.state.usd)
+            if batch.state.is_out:
                 self._progress.note(
                     f"{batch.name}: it is under way at {batch.state.base_url} and the recipe asks no "
-                    f"{batch.state.fingerprint} now; with its endpoint in the recipe, --cancel-batches ends it"
+                    f"{batch.state.fingerprint} now; with its endpoint in the recipe, {self._folder.ending} ends it"
                 )
 
     def _batch_chat(self, endpoint: EndpointSettings) -> BatchChat:

@@ -44,4 +44,4 @@ def server() -> Iterator[FaultServer]:
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Back-off of at most 10 ms."""
-    monkeypatch.setattr("anchored.llm.openai_chat.LONGEST_BACKOFF", 0.01)
+    monkeypatch.setattr("anchored.llm.connection.LONGEST_BACKOFF", 0.01)
