@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,11 +23,14 @@ from anchored.create.decontaminate import decontaminator
 from anchored.create.desk import check_settings
 from anchored.create.on_ray import Order, cluster
 from anchored.create.settings import POLICY, CreateSettings
-from anchored.create.stage import create
+from anchored.create.stage import ByBatch, create
 from anchored.create.templates import templates
-from anchored.errors import EvaluationError, ModelError, RecipeError
+from anchored.errors import DataError, EvaluationError, ModelError, RecipeError
 from anchored.evaluate.benchmark import Benchmark, Item
+from anchored.evaluate.mixeval_files import versions
+from anchored.evaluate.mixeval_hard import MixEvalHard
 from anchored.evaluate.questions import Questions
+from anchored.evaluate.settings import EvaluateSettings
 from anchored.evaluate.stage import Checkpoint, check_names, evaluate
 from anchored.llm.alike import WatchedChat
 from anchored.llm.batch_api import BatchApi
@@ -62,7 +66,10 @@ class Server(Protocol):
 MODELS: Mapping[str, Callable[[], Path]] = {"pocket": world.policy_folder}
 PROMPTS: Mapping[str, Callable[..., datasets_io.PromptRows]] = {"pocket": world.prompts}
 SERVERS: Mapping[str, Callable[[], AbstractContextManager[Server]]] = {"pocket": world.teacher}
-BENCHMARKS: Mapping[str, Callable[[], Benchmark]] = {"pocket": world.PocketBenchmark}
+BENCHMARKS: Mapping[str, Callable[[EvaluateSettings], Benchmark]] = {
+    "pocket": lambda _: world.PocketBenchmark(),
+    **{f"mixeval-hard/{version}": partial(MixEvalHard, version) for version in versions()},
+}
 
 
 _DECIDED = "; people have decided about pairs since then, --redo create applies it"
@@ -113,8 +120,10 @@ def execute(plan: Plan, progress: Progress) -> Run:
 def cancel(plan: Plan, progress: Progress) -> None:
     """End the batches of the plan's run at their endpoints, and do nothing else."""
     run = Run(plan.folder)
+    if not run.batches.is_dir():
+        raise DataError(f"{run.batches}: there is no such folder, so this run has no batches; correct --out")
     asked = {fingerprint(one): one for one in _batchable(plan.recipe.create).values()}
-    with run.lock():
+    with run.lock("interrupt it first, then this command ends the batches that it followed"):
         asyncio.run(cancel_batches(BatchFolder(run.batches), asked, progress))
 
 
@@ -171,8 +180,8 @@ def _check(run: Run, plan: Plan) -> None:
         asked = recipe.create.endpoints().values()
         _check_servers(recipe.create.sample.serve, *(endpoint.serve for endpoint in asked))
     if "evaluate" in due:
-        check_names([_benchmark(name) for name in recipe.evaluate.benchmarks])
-        _check_servers(recipe.evaluate.sample.serve)
+        check_names(_benchmarks(recipe))
+        _check_servers(recipe.evaluate.sample.serve, recipe.evaluate.judge and recipe.evaluate.judge.serve)
         lora, engine = recipe.train.lora, recipe.evaluate.sample.serve
         if engine is not None and lora is not None and not lora.merge:
             raise EvaluationError(
@@ -209,6 +218,7 @@ def _create(run: Run, plan: Plan, progress: Progress) -> None:
         progress.note(f"create: not needed, train.data is {recipe.train.data}")
     else:
         asyncio.run(_create_pairs(run, recipe, plan.batching, progress))
+        BatchFolder(run.batches).note_used()
 
 
 async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: Progress) -> None:
@@ -224,7 +234,8 @@ async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: 
         async with _opened(run, recipe, batching, Books(store, purse), progress) as them:
             by_batch = None
             if them.batches:
-                by_batch = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
+                rows = max(1, min(settings.batch.under_way, len(prompts.prompts) + len(prompts.held_out)))
+                by_batch = ByBatch(rows, them.halt)
             await asyncio.gather(*(chat.begin() for chat in them.batches))
             await create(run, settings, prompts, them.chats, progress, by_batch)
             for chat in them.batches:
@@ -242,7 +253,7 @@ async def _create_on_ray(
     if _by_batch(run, settings, batching):
         raise RecipeError(
             "create.engine: ray asks request by request; set create.engine=local to go on with batches, or "
-            "--cancel-batches to end those that are under way"
+            f"{BatchFolder(run.batches).ending} to end those that are under way"
         )
     order = Order(settings, partial(_opened_for_worker, run, recipe), _counts_money(settings))
     async with cluster(order, run.replies, progress) as engine:
@@ -297,7 +308,7 @@ class _Opened:
         self._folder = BatchFolder(run.batches)
         asked = recipe.create.endpoints()
         by_batch = _by_batch(run, recipe.create, batching)
-        self._note_whose_model_is_gone(run, by_batch)
+        self._note_whose_model_is_gone(by_batch)
         opened: dict[str, OpenAIChat | Endpoints | ServedChat | BatchChat] = {}
         for role, endpoint in asked.items():
             if _address(endpoint) not in opened:
@@ -313,13 +324,24 @@ class _Opened:
             self.chats[role] = books.remember(opened[_address(endpoint)], paid=endpoint.price is not None)
         self._live = [chat for role, chat in self.chats.items() if role not in by_batch]
 
-    def _note_whose_model_is_gone(self, run: Run, by_batch: Mapping[str, EndpointSettings]) -> None:
+    def halt(self) -> None:
+        """The stage has failed: no batch goes out any more."""
+        for chat in self.batches:
+            chat.halt()
+
+    def _note_whose_model_is_gone(self, by_batch: Mapping[str, EndpointSettings]) -> None:
+        purse = self._books.purse
         asked = {fingerprint(endpoint) for endpoint in by_batch.values()}
-        for batch in BatchFolder(run.batches).batches():
-            if batch.state.is_out and batch.state.fingerprint not in asked:
+        for batch in self._folder.batches():
+            if batch.state.fingerprint in asked:
+                continue
+            # spent, or about to be, and not counted yet
+            if isinstance(purse, Purse) and batch.state.file_id and not batch.state.kept:
+                purse.set_apart(batch.state.usd)
+            if batch.state.is_out:
                 self._progress.note(
                     f"{batch.name}: it is under way at {batch.state.base_url} and the recipe asks no "
-                    f"{batch.state.fingerprint} now; with its endpoint in the recipe, --cancel-batches ends it"
+                    f"{batch.state.fingerprint} now; with its endpoint in the recipe, {self._folder.ending} ends it"
                 )
 
     def _batch_chat(self, endpoint: EndpointSettings) -> BatchChat:
@@ -390,15 +412,30 @@ def _evaluate(run: Run, plan: Plan, progress: Progress) -> None:
         return
     if run.summary("train") is None:
         raise EvaluationError(f"{run.folder}: training is not complete; run `anchored train` or `anchored run` first")
-    benchmarks = [_Limited(_benchmark(name), recipe.limit) for name in settings.benchmarks]
+    asyncio.run(_evaluate_checkpoints(run, recipe, progress))
+
+
+async def _evaluate_checkpoints(run: Run, recipe: Recipe, progress: Progress) -> None:
+    settings, benchmarks = recipe.evaluate, _benchmarks(recipe)
     checkpoints = _checkpoints(run, recipe)
-    with ReplyStore(run.replies) as store:
+    with ReplyStore(run.replies) as store, ExitStack() as servers:
+        grader, judge = settings.judge if any(one.needs_judge for one in benchmarks) else None, None
+        checks: list[Callable[[], Awaitable[None]]] = []
+        if grader is not None:
+            asked = servers.enter_context(_teacher("judge", grader, Books(store, None), run, progress))
+            judge = store.remember(asked)
+            checks.append(asked.check)
 
         def open_chat(checkpoint: Checkpoint) -> Chat:
             log = run.server_log(checkpoint.name)
-            return store.remember(_chat_of(checkpoint.folder, checkpoint.name, settings.sample, log, progress))
+            chat = _chat_of(checkpoint.folder, checkpoint.name, settings.sample, log, progress)
+            return store.remember(_CheckedFirst(chat, checks))
 
-        asyncio.run(evaluate(run, settings, benchmarks, checkpoints, open_chat, progress))
+        try:
+            await evaluate(run, settings, benchmarks, checkpoints, open_chat, progress, judge)
+        finally:
+            if judge is not None:
+                await judge.close()
 
 
 def _report(run: Run, plan: Plan, progress: Progress) -> None:
@@ -567,9 +604,14 @@ def _parted(rows: Sequence[TrainingRow], held_out: int, seed: int) -> TrainingDa
     )
 
 
-def _benchmark(name: str) -> Benchmark:
+def _benchmarks(recipe: Recipe) -> list[Benchmark]:
+    """Those that the recipe names, of which `limit` leaves the first items only."""
+    return [_Limited(_benchmark(name, recipe.evaluate), recipe.limit) for name in recipe.evaluate.benchmarks]
+
+
+def _benchmark(name: str, settings: EvaluateSettings) -> Benchmark:
     if name in BENCHMARKS:
-        return BENCHMARKS[name]()
+        return BENCHMARKS[name](settings)
     if name.endswith(".jsonl"):
         return Questions(Path(name))
     raise EvaluationError(
@@ -591,8 +633,19 @@ class _Limited:
 
     def __init__(self, benchmark: Benchmark, limit: int | None) -> None:
         self.name, self.version, self.views = benchmark.name, benchmark.version, benchmark.views
-        self.grade = benchmark.grade
-        self._items = benchmark.items()[:limit]
+        self.needs_judge = benchmark.needs_judge
+        self.grade_all, self.judged_by = benchmark.grade_all, benchmark.judged_by
+        self._items = _first(benchmark.items(), limit)
 
     def items(self) -> Sequence[Item]:
         return self._items
+
+
+def _first(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    """The first items, of all strata alike."""
+    seen: Counter[str] = Counter()
+    rank = {}
+    for place, item in enumerate(items):
+        rank[place] = (seen[item.stratum], place)
+        seen[item.stratum] += 1
+    return [items[place] for place in sorted(sorted(rank, key=rank.__getitem__)[:limit])]

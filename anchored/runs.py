@@ -48,14 +48,17 @@ class Run:
         self._done = self.folder / "stages"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for this process; the system lets go of it when the process ends, however it ends."""
+    def lock(self, way_out: str = "wait for it") -> Iterator[None]:
+        """Hold the folder for this process; the system lets go of it when the process ends, however it ends.
+
+        `way_out` is what somebody can do where another process holds it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / ".lock", "a") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise DataError(f"{self.folder}: another process is working in this run folder; wait for it") from None
+                raise DataError(f"{self.folder}: another process is working in this run folder; {way_out}") from None
             yield
 
     def summary(self, stage: str) -> dict[str, Any] | None:

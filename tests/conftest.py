@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fault_server import FaultServer
 
 FLAGS = (
     "--no-sandbox",
@@ -31,3 +32,16 @@ def browser() -> Iterator[Any]:
         opened = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    """An endpoint that plays a script."""
+    with FaultServer() as server:
+        yield server
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back-off of at most 10 ms."""
+    monkeypatch.setattr("anchored.llm.connection.LONGEST_BACKOFF", 0.01)

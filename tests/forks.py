@@ -30,7 +30,7 @@ from commands import ENVIRONMENT
 from kill_at import KillAt
 
 from anchored import cli
-from anchored.llm import faults, openai_chat, replies, serve
+from anchored.llm import connection, faults, replies, serve
 from anchored.llm.model_folder import load_tokenizer
 from anchored.pocket import world
 
@@ -95,7 +95,7 @@ class Command:
 def _serve() -> None:
     for name in ("openai", "aiohttp", "rapidfuzz", "anchored.pipeline", "anchored.batches.render"):
         import_module(name)
-    openai_chat.LONGEST_BACKOFF = 0.05
+    connection.LONGEST_BACKOFF = 0.05
     load_tokenizer(world.policy_folder())  # finds its class by name, among thousands of modules
     for line in sys.stdin:
         order = json.loads(line)

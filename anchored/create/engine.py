@@ -59,12 +59,22 @@ class Engine(Protocol):
         ...
 
 
-class Here:
-    """Makes rows in this process; `by_batch` at a time, where replies come by batches."""
+@dataclass(frozen=True, slots=True)
+class ByBatch:
+    """How rows are made where replies come by batches; no round of them is made that could be spared."""
 
-    def __init__(self, desk: Desk, by_batch: int | None = None) -> None:
+    rows: int
+    """At a time."""
+    halt: Callable[[], None]
+    """Called when the stage has failed: nothing more is to be submitted."""
+
+
+class Here:
+    """Makes rows in this process."""
+
+    def __init__(self, desk: Desk, by_batch: ByBatch | None = None) -> None:
         self._desk = desk
-        self._under_way = by_batch or OUTSTANDING
+        self._way = by_batch or ByBatch(OUTSTANDING, lambda: None)
 
     async def rows(
         self, jobs: Iterable[Job], finish: Callable[[RowFile, Made], Pair], take: Callable[[RowFile, Pair], None]
@@ -73,5 +83,12 @@ class Here:
             file, prompt = job
             return file, finish(file, await make_row(prompt, self._desk))
 
-        ahead = max(AHEAD, 2 * self._under_way)
-        await work_in_order(jobs, row, lambda done: take(*done), outstanding=self._under_way, ahead=ahead)
+        way = self._way
+        await work_in_order(
+            jobs,
+            row,
+            lambda done: take(*done),
+            outstanding=way.rows,
+            ahead=max(AHEAD, 2 * way.rows),
+            on_failure=way.halt,
+        )

@@ -12,9 +12,9 @@ import asyncio
 import random
 from dataclasses import dataclass, replace
 
-from anchored.create.addressed import addresses_judge, holds_verdict
 from anchored.create.desk import Desk
 from anchored.create.replies import Problem, Usable, beginning, is_refusal
+from anchored.llm.addressed import addresses_judge, holds_verdict
 from anchored.llm.verdict import read_verdict
 from anchored.records import Outcome, Pair, Prompt, as_text, content_hash
 

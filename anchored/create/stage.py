@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from anchored.create.desk import Answering, CreateChats, Desk, Used
-from anchored.create.engine import Engine, Here, Made
+from anchored.create.engine import ByBatch, Engine, Here, Made
 from anchored.create.estimate import estimate
 from anchored.create.judge import NOTICED
 from anchored.create.row_file import RowFile
@@ -28,7 +28,7 @@ from anchored.progress import Progress
 from anchored.records import Outcome, Pair
 from anchored.runs import Run
 
-__all__ = ["CreateChats", "CreateSummary", "create"]
+__all__ = ["ByBatch", "CreateChats", "CreateSummary", "create"]
 
 _TASK = "pairs"
 
@@ -65,14 +65,13 @@ async def create(
     prompts: PromptRows,
     chats: CreateChats,
     progress: Progress,
-    by_batch: int | None = None,
+    by_batch: ByBatch | None = None,
     engine: Engine | None = None,
 ) -> CreateSummary:
     """Make a row of every prompt and write them; what Stopped or ModelError cut short goes on with the same call.
 
-    Rows are written as they come, in the order of the prompts, so their number does not matter to memory. Where replies
-    come by batches, `by_batch` is how many rows are made at a time, which does; no round is made that could be spared.
-    `engine` makes the rows; None: this process does, and asks the chats itself.
+    Rows are written as they come, in the order of the prompts, so their number does not matter to memory, but for those
+    that `by_batch` makes at a time. `engine` makes the rows; None: this process does, and asks the chats itself.
     """
     started = time.perf_counter()
     desk = Desk(settings, chats)
@@ -127,7 +126,7 @@ class _Maker:
     engine: Engine
     decisions: Decisions
     progress: Progress
-    by_batch: int | None = None
+    by_batch: ByBatch | None = None
     outcomes: Counter[str] = field(default_factory=Counter)
     used: defaultdict[str, Used] = field(default_factory=lambda: defaultdict(Used))
     """By role."""

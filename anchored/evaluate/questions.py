@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from anchored.errors import EvaluationError
-from anchored.evaluate.benchmark import Item
+from anchored.evaluate.benchmark import GradedByRule, Item, View
 from anchored.records import user_prompt
 
 _ENDS = " \t\n.,;:!?\"'`*_()[]{}$"
 _MINUS = "\N{MINUS SIGN}"
 
 
-class Questions:
+class Questions(GradedByRule):
     """A question file as a benchmark."""
 
-    views: tuple[str, ...] = ("exact-match",)
+    views: tuple[View, ...] = (View("exact-match"),)
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():

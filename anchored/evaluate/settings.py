@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from anchored.llm.settings import LocalSampling
+from anchored.llm.settings import EndpointSettings, LocalSampling
 from anchored.settings import Settings
 
 
@@ -17,21 +17,66 @@ class GreedySettings(LocalSampling):
     """0 is greedy."""
 
 
+class GraderSettings(EndpointSettings):
+    """The model that grades answers, for the benchmarks that need one."""
+
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """0 is greedy; MixEval's own judge draws at 1."""
+    max_tokens: int = Field(default=999, ge=1)
+    """Longest verdict; thinking text counts."""
+    tries: int = Field(default=3, ge=1, le=10)
+    """How often it is asked for a verdict that its replies do not hold; MixEval's own tries are 10."""
+    most_failed: float = Field(default=0.05, ge=0, le=1)
+    """Share of a benchmark's answers that may stay without a verdict; with more, the evaluation ends with an error."""
+
+    @model_validator(mode="after")
+    def _costs_nothing(self) -> GraderSettings:
+        if self.price is not None:
+            raise ValueError(
+                "price: what the judge costs is not counted; leave it out (docs/evaluate.md tells how much it is asked)"
+            )
+        return self
+
+
+class MixEvalSettings(Settings):
+    """MixEval-Hard's files, and how its answers are graded."""
+
+    how_only: ClassVar[frozenset[str]] = frozenset({"data"})
+
+    data: str | None = None
+    """Where the benchmark's files are: a clone of https://github.com/Psycoy/MixEval, a folder with mixeval-hard/, or a
+    Hub id."""
+    official_data: bool = True
+    """Refuse files that are not the official ones, byte for byte. false: take what has their form."""
+    official_prompts: str | None = None
+    """A clone of the benchmark: its judge prompts are asked, and replies are read by its rule. null: this package's."""
+    read_letters: bool = False
+    """Read multiple-choice answers that are a letter, or a letter and its option, without asking the judge."""
+    without_verdict: Literal["leave-out", "random"] = "leave-out"
+    """An answer for which the judge gives no verdict: left out and counted, or graded at random as the official code
+    does."""
+
+
 class EvaluateSettings(Settings):
     """The `evaluate:` section of a recipe."""
 
     how_only: ClassVar[frozenset[str]] = frozenset()
 
     benchmarks: tuple[str, ...] = ()
-    """Names of benchmarks, or paths of question files (JSONL with prompt, answer and, if you like, category)."""
+    """Names of benchmarks (pocket, mixeval-hard/2024-06-01, mixeval-hard/2024-08-11), or paths of question files (JSONL
+    with prompt, answer and, if you like, category)."""
     checkpoints: Literal["all", "last"] = "all"
     """Which checkpoints answer beside the starting model; the paper takes every epoch's."""
     sample: GreedySettings = GreedySettings()
     """How the model answers; greedy by default."""
+    judge: GraderSettings | None = None
+    """Who grades the answers to MixEval-Hard."""
+    mixeval: MixEvalSettings = MixEvalSettings()
+    """MixEval-Hard."""
     resamples: int = Field(default=2000, ge=100)
     """Bootstrap resamples behind each interval."""
     seed: int = 0
-    """Seeds the bootstrap, and the answers where `sample.temperature` is above 0."""
+    """Seeds the bootstrap, and the answers and verdicts where their temperature is above 0."""
 
 
 class AlpacaJudging(Settings):

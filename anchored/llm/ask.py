@@ -52,12 +52,13 @@ async def work_in_order(
     *,
     outstanding: int = OUTSTANDING,
     ahead: int = AHEAD,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> None:
     """`await work(index, item)` for every item, at most `outstanding` at once; `take(result)` in the items' order.
 
     Items are drawn as they are worked on, and none that is more than `ahead` of the next result to take, so there may
     be many of both. What any `work` raises is raised when what was under way has ended and is stored, for it may have
-    been paid for.
+    been paid for; `on_failure` is called before that wait, to end what is not under way yet.
     """
     line = _Line(items, take, ahead)
 
@@ -70,6 +71,7 @@ async def work_in_order(
         done, running = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         line.stop()
         if running:
+            on_failure()
             await asyncio.wait(running, timeout=GRACE_SECONDS)
     finally:
         for task in workers:

@@ -7,24 +7,35 @@ state is on the disk after each step.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from anchored.errors import ModelError, Stopped
+from anchored.errors import AnchoredError, ModelError, Stopped
 from anchored.llm.batch_api import BatchApi, Look
-from anchored.llm.batch_files import Batch, BatchFolder, State
-from anchored.llm.connection import Connection
+from anchored.llm.batch_files import Batch, BatchFolder, count_lines
+from anchored.llm.connection import Connection, backoff
 from anchored.llm.faults import Fault
 from anchored.llm.settings import BatchSettings, EndpointSettings
 from anchored.progress import Progress
 
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 10.0
 """Until a batch that was made is sure to be in the endpoint's list."""
 FIRST_LOOK_SECONDS = 2.0
-LONGEST_BACKOFF = 60.0
+CANCEL_SECONDS = 60.0
+"""How long a batch is tried to be cancelled at an endpoint that is down."""
 
 Value = TypeVar("Value")
+
+
+class _Gone(NamedTuple):
+    """What a 404 says, and the way out of it."""
+
+    what: str
+    way_out: str
+
+
+_NO_API = _Gone("has no Batch API", "leave out --batch, or see --batch-export")
 
 
 class BatchEndpoint:
@@ -51,23 +62,20 @@ class BatchEndpoint:
     async def was_made(self, batch: Batch) -> bool:
         """Whether the endpoint has the batch; one that was never made is dropped: nobody may want it now."""
         state = batch.state
-        if not state.file_id:
-            batch.drop()
-            return False
-        if state.base_url != self.base_url:
+        if state.file_id and state.base_url != self.base_url:
             raise ModelError(
                 f"{batch.file}: this batch was sent to {state.base_url}, not {self.base_url}; give the old base_url "
                 "back until it is collected, or delete the file to ask its requests again"
             )
         if state.batch_id:
             return True
-        await asyncio.sleep(SETTLE_SECONDS)
-        look = await self._patiently(lambda: self._api.find(state))
-        if look is None:
-            batch.drop()
-            return False
-        _note_made(batch, look)
-        return True
+        if state.file_id:
+            if look := await self._find(batch):
+                _note_made(batch, look)
+                return True
+            await self._raise_if_other_account(batch)
+        batch.drop()
+        return False
 
     async def has_ended(self, batch: Batch) -> bool:
         """Whether all is there that will come of it."""
@@ -75,20 +83,28 @@ class BatchEndpoint:
 
     async def submit(self, batch: Batch) -> None:
         """Upload its requests and make it."""
-        state = batch.state
-        state.file_id = await self._patiently(lambda: self._api.upload(batch.requests))
+        batch.state.file_id = await self._patiently(lambda: self._api.upload(batch.requests), batch)
         batch.save()
-        _note_made(batch, await self._patiently(lambda: self._make(state)))
+        _note_made(batch, await self._patiently(lambda: self._make(batch), batch))
 
     async def collect(self, batch: Batch) -> Look:
         """Follow it to its end, and bring its results here."""
-        look = await self._follow(batch)
-        for file_id, path in ((look.output_file_id, batch.output), (look.error_file_id, batch.errors)):
-            if file_id:
-                await self._patiently(lambda file_id=file_id, path=path: self._api.download(file_id, path))
+        await self._follow(batch)
+        look = await self._patiently(lambda: self._bring(batch), batch, _unknown(batch))
         batch.state.status = look.status
         batch.state.collected = True
-        batch.state.kept = look.status == "failed"  # then there is nothing to keep
+        batch.state.kept = not batch.was_run  # then there is nothing to keep
+        batch.save()
+        return look
+
+    async def cancel(self, batch: Batch) -> Look | None:
+        """How it is after it was cancelled, unless it had ended; None: none was made."""
+        if not await self.was_made(batch):
+            return None
+        look = await self._look(batch)
+        if not look.ended:
+            look = await self._patiently(lambda: self._api.cancel(batch.state), batch, _unknown(batch))
+        batch.state.status = look.status  # so that it is known who ended it
         batch.save()
         return look
 
@@ -99,9 +115,7 @@ class BatchEndpoint:
 
     def no_money(self, fault: Fault) -> Stopped:
         """The account is empty."""
-        return Stopped(
-            f"no money is left at {self.where} ({fault.reason}); top up the account, then the same command goes on"
-        )
+        return Stopped(self._api.connection.why_no_money(fault))
 
     def refused(self, fault: Fault) -> ModelError:
         """The endpoint takes no requests at all."""
@@ -114,13 +128,59 @@ class BatchEndpoint:
             self._opened = self._open()
         return self._opened
 
-    async def _make(self, state: State) -> Look | Fault:
+    async def _make(self, batch: Batch) -> Look | Fault:
         """One attempt at making a batch. Where it is not known whether one was made, the endpoint is asked."""
-        look = await self._api.make(state)
+        look = await self._api.make(batch.state)
         if isinstance(look, Fault) and look.follows == "again":
-            await asyncio.sleep(SETTLE_SECONDS)
-            return await self._patiently(lambda: self._api.find(state)) or look
+            return await self._find(batch) or look
         return look
+
+    async def _find(self, batch: Batch) -> Look | None:
+        """The batch that was made of its requests; None: there is none, though the list had its time to show it."""
+        gone = _Gone(
+            "lists no batches",
+            f"look there whether one was made of {batch.state.file_id}, then delete {batch.file} to ask its requests "
+            "again",
+        )
+        for seconds in (0.0, SETTLE_SECONDS):
+            await asyncio.sleep(seconds)
+            if look := await self._patiently(lambda: self._api.find(batch.state), batch, gone):
+                return look
+        return None
+
+    async def _raise_if_other_account(self, batch: Batch) -> None:
+        """A list without the batch tells nothing if the key's account is not the one that has the requests."""
+        file_id = batch.state.file_id
+        if not await self._patiently(lambda: self._api.knows_file(file_id), batch):
+            raise ModelError(
+                f"{self.where} knows no file {file_id}, and so not whether a batch was made of it; give back the key "
+                f"that it was uploaded with, or delete {batch.file} to ask its requests again"
+            )
+
+    async def _bring(self, batch: Batch) -> Look | Fault:
+        """One attempt at having all results here that the endpoint counts: some name the file after the end."""
+        look = await self._api.look(batch.state)
+        if isinstance(look, Fault):
+            return look
+        for file_id, path in ((look.output_file_id, batch.output), (look.error_file_id, batch.errors)):
+            if file_id and (fault := await self._download(file_id, path, batch)):
+                return fault
+        # the failed are among the completed at some endpoints
+        counted = [batch.output] if look.done + look.failed <= batch.state.requests else batch.results
+        there = await asyncio.to_thread(lambda: sum(map(count_lines, counted)))
+        if there < look.done:
+            way_out = f"if it stays so, delete {batch.file} to ask its requests again"
+            return Fault("again", f"it gives {there:,} of {look.done:,} replies of {batch.name}; {way_out}")
+        return look
+
+    async def _download(self, file_id: str, path: Path, batch: Batch) -> Fault | None:
+        fault = await self._api.download(file_id, path)
+        if fault and fault.status in (404, 405):
+            raise ModelError(
+                f"{self.where} does not have the results of {batch.name} ({fault.reason}); if the same command does "
+                f"not find them either, delete {batch.file} to ask its requests again"
+            )
+        return fault
 
     async def _follow(self, batch: Batch) -> Look:
         progress, state = self._progress, batch.state
@@ -140,37 +200,35 @@ class BatchEndpoint:
             progress.finish(batch.name)
 
     async def _look(self, batch: Batch) -> Look:
-        return await self._patiently(lambda: self._api.look(batch.state), unknown=batch)
+        return await self._patiently(lambda: self._api.look(batch.state), batch, _unknown(batch))
 
-    async def _patiently(self, call: Callable[[], Awaitable[Value | Fault]], unknown: Batch | None = None) -> Value:
-        """What a call gives, made again while it may succeed; `unknown` is the batch that a 404 speaks of."""
+    async def _patiently(
+        self, call: Callable[[], Awaitable[Value | Fault]], batch: Batch, gone: _Gone = _NO_API
+    ) -> Value:
+        """What a call gives, made again while it may succeed; `gone` is what a 404 means."""
         clock = asyncio.get_running_loop().time
-        since, failures = clock(), 0
+        since, failures = 0.0, 0
         while isinstance(seen := await call(), Fault):
             failures += 1
+            since = since or clock()
             if seen.follows == "quota":
                 raise self.no_money(seen)
             if seen.follows in ("endpoint", "row", "without"):
-                raise ModelError(self._why_not(seen, unknown))
-            wait = _backoff(failures) if seen.wait is None else seen.wait
+                raise ModelError(self._why_not(seen, batch, gone))
+            wait = backoff(failures) if seen.wait is None else seen.wait
             makes_room = seen.follows == "throttled" and self.busy > 1
             if clock() + wait - since > self._settings.patience_seconds and not makes_room:
-                raise Stopped(
-                    f"{self.where} is down or takes no batches ({seen.reason}); the same command goes on later"
-                )
+                raise Stopped(f"{self.where} is down or not ready ({seen.reason}); the same command goes on later")
             await asyncio.sleep(wait)
         return seen
 
-    def _why_not(self, fault: Fault, unknown: Batch | None) -> str:
-        if fault.status == 404 and unknown:
-            return (
-                f"{self.where} knows no batch {unknown.state.batch_id} ({fault.reason}); give back the key that it was "
-                f"made with, or delete {unknown.file} to ask its requests again"
-            )
+    def _why_not(self, fault: Fault, batch: Batch, gone: _Gone) -> str:
         if fault.status in (404, 405):
-            return f"{self.where} has no Batch API ({fault.reason}); leave out --batch, or see --batch-export"
+            return f"{self.where} {gone.what} ({fault.reason}); {gone.way_out}"
         if fault.status in (401, 403):
             return self._api.connection.why_refused(fault)
+        if fault.status is None:  # its answer is not one of the Batch API's
+            return f"{self.where} {fault.reason}; leave out --batch, and delete {batch.file} to ask its requests live"
         return f"{self.where} takes no such batch ({fault.reason})"
 
 
@@ -183,46 +241,38 @@ async def cancel_batches(folder: BatchFolder, asked: Mapping[str, EndpointSettin
     unfinished = [batch for batch in folder.batches() if batch.state.is_out]
     left = []
     for batch in unfinished:
-        came = await _cancel(batch, asked.get(batch.state.fingerprint))
-        named = f"{batch.name} ({batch.state.batch_id or 'uploaded'}, {batch.state.requests:,} requests)"
-        if isinstance(came, Fault):
-            left.append(f"{named} is not cancelled: {came.reason}")
+        try:
+            look = await _cancel(batch, asked.get(batch.state.fingerprint), progress)
+        except AnchoredError as error:
+            left.append(f"{_named(batch)} is not cancelled: {error}")
         else:
-            progress.note(f"{named}: {came.status if came else 'no batch was made of it'}")
+            progress.note(f"{_named(batch)}: {look.status if look else 'no batch was made of it'}")
     if left:
         raise ModelError("\n".join(left))
     if not unfinished:
         progress.note("no batch is under way")
 
 
-async def _cancel(batch: Batch, settings: EndpointSettings | None) -> Look | Fault | None:
-    """How the batch is after it was cancelled, unless it had ended; None: there is none."""
-    state = batch.state
+async def _cancel(batch: Batch, settings: EndpointSettings | None, progress: Progress) -> Look | None:
     if settings is None:
-        return Fault("row", f"the recipe asks no {state.fingerprint} now; give its endpoint back")
-    connection = Connection(settings)
+        raise ModelError(f"the recipe asks no {batch.state.fingerprint} now; give its endpoint back")
+    hasty = settings.model_copy(update={"patience_seconds": min(CANCEL_SECONDS, settings.patience_seconds)})
+    endpoint = BatchEndpoint(hasty, BatchSettings(), lambda: BatchApi(Connection(hasty)), progress)
     try:
-        if connection.base_url != state.base_url:
-            return Fault("row", f"it was sent to {state.base_url}; give that base_url back")
-        api = BatchApi(connection)
-        look = await (api.look(state) if state.batch_id else api.find(state))
-        if look is None:
-            batch.drop()
-            return None
-        if isinstance(look, Look):
-            state.batch_id = look.batch_id
-            if not look.ended:
-                look = await api.cancel(state)
-        if isinstance(look, Look):
-            state.status = look.status  # so that it is known who ended it
-            batch.save()
-        return look
+        return await endpoint.cancel(batch)
     finally:
-        await connection.close()
+        await endpoint.close()
 
 
-def _backoff(failures: int) -> float:
-    return random.uniform(0.5, 1) * min(LONGEST_BACKOFF, 2.0 ** (failures - 1))
+def _named(batch: Batch) -> str:
+    return f"{batch.name} ({batch.state.batch_id or 'uploaded'}, {batch.state.requests:,} requests)"
+
+
+def _unknown(batch: Batch) -> _Gone:
+    return _Gone(
+        f"knows no batch {batch.state.batch_id}",
+        f"give back the key that it was made with, or delete {batch.file} to ask its requests again",
+    )
 
 
 def _note_made(batch: Batch, look: Look) -> None:

@@ -55,6 +55,11 @@ def keys_of(path: Path) -> Iterator[str]:
         yield line[len(_BEGINNING) : len(_BEGINNING) + KEY_DIGITS].decode("ascii", "replace")
 
 
+def count_lines(path: Path) -> int:
+    """How many lines a file holds that are not empty; none where it is not there."""
+    return sum(1 for line in _lines(path) if line.strip()) if path.exists() else 0
+
+
 def _lines(path: Path) -> Iterator[bytes]:
     try:
         with open(path, "rb") as lines:
@@ -90,7 +95,8 @@ def outcome(line: Mapping[str, Any]) -> Any | Fault:
         return fault_of_status(error["code"], {}, error)
     # not sent by the endpoint for the want of time or of a server: batch_expired, batch_cancelled, server_error
     words = error.get("message") or error.get("code") if isinstance(error, dict) else error
-    return Fault("again", one_line(str(words or "the result holds no response"))[:300])
+    reason = one_line(str(words or "the result holds no response"))[:300]
+    return Fault("again", reason, not_run=bool(error) and not response)
 
 
 @dataclass(slots=True)
@@ -232,6 +238,11 @@ class Batch:
         """Its files of results that are there."""
         return [path for path in (self.output, self.errors) if path.exists()]
 
+    @property
+    def was_run(self) -> bool:
+        """Whether any of its requests was, as far as is known: a batch that failed as a whole has no results."""
+        return self.state.status != "failed" or bool(self.results)
+
     def write(self, asked: Iterable[Asked]) -> None:
         """Put its requests on the disk."""
         with (
@@ -275,12 +286,16 @@ class BatchFolder:
         """Files that this process has exported."""
         self._heard: set[Path] = set()
 
+    @property
+    def ending(self) -> str:
+        """The command that ends what is under way."""
+        return f"`anchored create RECIPE --out {self.path.parent} --cancel-batches`"
+
     def begin(self, asked: Iterable[Asked], state: State) -> Batch:
         """Write the requests and the intent to send them."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self._naming:
-            numbers = [int(path.stem.removeprefix("batch-")) for path in self.path.glob("batch-*.json")]
-            batch = Batch(self.path, f"batch-{max(numbers, default=0) + 1:04d}", state)
+            batch = Batch(self.path, f"batch-{self._last_number() + 1:04d}", state)
             batch.write(asked)
             batch.save()
         return batch
@@ -288,6 +303,13 @@ class BatchFolder:
     def batches(self) -> list[Batch]:
         """All of them, in order."""
         return [Batch(self.path, path.stem, _read_state(path)) for path in sorted(self.path.glob("batch-*.json"))]
+
+    def note_used(self) -> None:
+        """The stage is complete: what its batches refused may be asked again from now on."""
+        for batch in self.batches():
+            if batch.state.kept and not batch.state.used:
+                batch.state.used = True
+                batch.save()
 
     def requests(self) -> list[Path]:
         """All files of requests that were made here, and are there."""
@@ -312,6 +334,11 @@ class BatchFolder:
                 lines.writelines(request_line(one.key, one.body) for one in asked)
             written.append(path)
         return written
+
+    def _last_number(self) -> int:
+        """Of all files: a batch whose state was deleted may have left results, which are no later batch's."""
+        names = [path.name.split(".")[0].removeprefix("batch-") for path in self.path.glob("batch-*")]
+        return max((int(name) for name in names if name.isdecimal()), default=0)
 
     def _exports(self) -> list[Path]:
         return [path for path in sorted(self.path.glob("export-*.jsonl")) if path.stem.count(".") == 0]

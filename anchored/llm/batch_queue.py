@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from anchored.llm.chat import Reply, Request
@@ -60,13 +61,13 @@ class Queue:
         self._rows.clear()
         self.size = 0
 
-    def cut(self, most_rows: int, most_bytes: float, most_usd: float) -> list[Row]:
+    def cut(self, most_rows: int, most_bytes: float, affords: Callable[[float], bool]) -> list[Row]:
         """Take out the first rows, as many as may go together; one row alone may be of any size."""
         rows: list[Row] = []
         size, usd = 0, 0.0
         for row in self._rows.values():
             size, usd = size + row.size, usd + row.usd
-            if usd > most_usd or len(rows) == most_rows or (rows and size > most_bytes):
+            if not affords(usd) or len(rows) == most_rows or (rows and size > most_bytes):
                 break
             rows.append(row)
         for row in rows:

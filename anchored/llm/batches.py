@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,13 +22,14 @@ from anchored.llm.batch_api import BatchApi, Look
 from anchored.llm.batch_endpoint import BatchEndpoint
 from anchored.llm.batch_files import Asked, Batch, BatchFolder, Counted, Results, State, keys_of, request_line
 from anchored.llm.batch_queue import Queue, Row
+from anchored.llm.batch_results import BatchResults
 from anchored.llm.bodies import fingerprint, request_body
 from anchored.llm.chat import Reply, Request
 from anchored.llm.endpoints import Endpoints
 from anchored.llm.faults import Fault
 from anchored.llm.money import Purse, cost, dollars, worst_case
 from anchored.llm.openai_chat import OpenAIChat
-from anchored.llm.replies import Entry, ReplyStore, request_key
+from anchored.llm.replies import ReplyStore, request_key
 from anchored.llm.responses import read_reply
 from anchored.llm.settings import BatchSettings, EndpointSettings
 from anchored.progress import Progress
@@ -39,8 +39,6 @@ Way = Literal[
     "export",  # to files for somebody else to run
     "live",  # one by one; only what is in batches already comes from there
 ]
-ROWS_AT_ONCE = 256
-_LACKING = Fault("again", "the results lack it")
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +79,7 @@ class BatchChat:
         self._settings, self._how, self._way, self._means = settings, how, way, means
         self._price = how.price(settings.price) if means.purse else None
         self._purse = means.purse if self._price else None
+        self._results = BatchResults(settings, self._price, means.store, self._purse)
         self._endpoint = BatchEndpoint(settings, how, means.api, means.progress)
         self._imported = Results()
         self._met: dict[str, _Met] = {}
@@ -130,13 +129,14 @@ class BatchChat:
             await self._live().check()
 
     async def complete(self) -> None:
-        """The stage that asked has all it wants: what was refused may be asked again from now on."""
+        """The stage that asked has all it wants; returns when what was downloaded is in the store."""
         self._complete = True
-        async with self._files:  # what was downloaded gets into the store
-            for batch in self._batches:
-                if batch.state.kept and not batch.state.used:
-                    batch.state.used = True
-                    batch.save()
+        async with self._files:
+            pass
+
+    def halt(self) -> None:
+        """The stage has failed elsewhere: nothing more goes out, and nobody waits for what is out."""
+        self._stop(Stopped("the stage was ended by something else; the same command goes on"))
 
     async def close(self) -> None:
         """Stop following; what is under way at the endpoint goes on there. Idempotent."""
@@ -159,9 +159,10 @@ class BatchChat:
             return
         count = sum(batch.state.requests for batch in left)
         go_on, them = ("1 batch goes on", "it") if len(left) == 1 else (f"{len(left)} batches go on", "them")
-        then = f"the same command collects {them}, and --cancel-batches ends {them}"
+        ending = self._means.folder.ending
+        then = f"the same command collects {them}, and {ending} ends {them}"
         if self._complete:
-            then = f"nothing asks for {them} now; --cancel-batches ends {them}, --redo create collects {them}"
+            then = f"nothing asks for {them} now; {ending} ends {them}, --redo create collects {them}"
         self._means.progress.note(f"{go_on} at {self._endpoint.where} ({count:,} requests); {then}")
 
     # what is known already
@@ -175,13 +176,13 @@ class BatchChat:
                 unfinished.append(batch)
                 continue
             self._batches.append(batch)
-            if not batch.state.used and batch.state.status not in ("failed", "cancelled"):
+            if not batch.state.used and batch.state.status != "cancelled" and batch.was_run:
                 await self._recall(batch)
         self._import()
         if self._way == "export" and (out := [batch for batch in unfinished if batch.state.is_out]):
             raise DataError(
                 f"{out[0].file}: this batch is under way; collect it with --batch, or end it with "
-                "--cancel-batches, before what is left is exported"
+                f"{self._means.folder.ending}, before what is left is exported"
             )
         for batch in unfinished:
             if batch.state.collected or await self._endpoint.was_made(batch):
@@ -190,12 +191,12 @@ class BatchChat:
                     await self._go_on(batch)  # before anything is asked that its replies may answer too
                 else:
                     self._open.update(keys_of(batch.requests))
-                    self._start(self._go_on(batch), batch.state.usd)
+                    self._start(self._go_on(batch), await asyncio.to_thread(self._results.worst_usd, batch))
         self._sender = asyncio.create_task(self._guarded(self._send_all()))
 
     async def _recall(self, batch: Batch) -> None:
         """Note again which of its requests got no reply, for they are not to be asked without end."""
-        async with aclosing(self._outcomes(batch)) as parts:
+        async with aclosing(self._results.read(batch)) as parts:
             async for outcomes in parts:
                 for asked, found in outcomes:
                     if isinstance(found, Fault):
@@ -304,12 +305,12 @@ class BatchChat:
     def _most_bytes(self) -> float:
         return self._how.megabytes * 1e6
 
-    def _cut(self, most_usd: float) -> list[Row]:
+    def _cut(self, affords: Callable[[float], bool] = lambda _: True) -> list[Row]:
         """The first rows in the queue that a batch can hold."""
-        return self._queue.cut(self._most_rows, self._most_bytes, most_usd)
+        return self._queue.cut(self._most_rows, self._most_bytes, affords)
 
     async def _send(self) -> None:
-        if rows := self._cut(self._purse.left_usd if self._purse else float("inf")):
+        if rows := self._cut(self._purse.has) if self._purse else self._cut():
             self._start(self._make(rows), sum(row.usd for row in rows))
         elif self._tasks:  # what they do not spend may be enough
             self._short_of_money = True
@@ -333,7 +334,7 @@ class BatchChat:
 
     def _written(self) -> list[Path]:
         """Files of all that is in the queue."""
-        cuts = iter(lambda: self._cut(float("inf")), [])
+        cuts = iter(self._cut, [])
         return self._means.folder.export(self._asked(rows) for rows in cuts)
 
     def _asked(self, rows: Iterable[Row]) -> Iterator[Asked]:
@@ -371,13 +372,14 @@ class BatchChat:
             batch = await asyncio.to_thread(self._means.folder.begin, self._asked(rows), state)
         self._batches.append(batch)
         self._tell_what_is_sent(batch)
+        self._raise_if_over()
         await self._endpoint.submit(batch)
         await self._go_on(batch)
 
     def _tell_what_is_sent(self, batch: Batch) -> None:
         """How many requests, and what they can cost, before they go."""
         usd = f", for {dollars(batch.state.usd)} at most" if self._purse else ""
-        if self._purse and self._queue and self._purse.left_usd < self._queue.first.usd:
+        if self._purse and self._queue and not self._purse.has(self._queue.first.usd):
             usd += f"; {len(self._queue):,} more wait, create.budget_usd has no room for them at their worst case"
         self._means.progress.note(f"{batch.name}: {batch.state.requests:,} requests go to {self._endpoint.where}{usd}")
 
@@ -388,25 +390,30 @@ class BatchChat:
         if not state.collected:
             asked_to_end = state.status.startswith("cancel")
             look = await self._endpoint.collect(batch)
-            if look.status == "failed":
+            if not batch.was_run:
                 self._note_failed(batch, look)
                 return
+            if look.status == "failed":
+                log.warning("%s failed half way (%s); what it answered is kept", batch.name, look.errors)
             ended_by_others = look.status == "cancelled" and not asked_to_end
         self._crowded, self._most_rows = False, min(self._how.requests, 2 * self._most_rows)
         self._wake.set()
         await self._keep(batch, ended_by_others)
 
     async def _keep(self, batch: Batch, ended_by_others: bool) -> None:
-        """Its replies to the store, each with its price in the same transaction; then its rows are answered."""
+        """Its replies to the store, and its rows are answered."""
         end: AnchoredError | None = None
-        async with self._files, aclosing(self._outcomes(batch)) as parts:
+        unsure_usd = 0.0
+        async with self._files, aclosing(self._results.read(batch)) as parts:
             async for outcomes in parts:
-                await self._store(outcomes)
+                await self._results.keep(outcomes)
+                unsure_usd += self._results.unsure_usd(outcomes)
                 for asked, found in outcomes:
                     if isinstance(found, Fault) and asked.key in self._rows:
                         end = end or self._end_by(found, batch if ended_by_others else None)
                     if end is None or isinstance(found, Reply):
                         self._settle(asked.key, found)
+            await self._results.spend_unsure(unsure_usd)
             batch.state.kept = True
             batch.save()
         if end:
@@ -425,52 +432,23 @@ class BatchChat:
             )
         return None
 
-    async def _store(self, outcomes: Iterable[tuple[Asked, Reply | Fault]]) -> None:
-        entries, spendings = [], []
-        for asked, found in outcomes:
-            if isinstance(found, Reply) and asked.key not in self._means.store:
-                entries.append(Entry(self.fingerprint, asked.request, found))
-                if self._price:
-                    spendings.append(cost(self._price, self.name, asked.body, found))
-        await asyncio.to_thread(self._means.store.put, entries, spendings)
-        for spending in spendings:
-            assert self._purse
-            self._purse.add(spending)
-
-    async def _outcomes(self, batch: Batch) -> AsyncGenerator[list[tuple[Asked, Reply | Fault]]]:
-        """What came of its requests, some at a time."""
-        with Results() as results:
-            faults: dict[str, Fault] = {}
-            for path in batch.results:
-                faults |= (await asyncio.to_thread(results.add, path)).faults
-
-            def outcome(asked: Asked) -> Reply | Fault:
-                payload = results.find(asked.key)
-                if payload is None:
-                    return faults.get(asked.key, _LACKING)
-                return read_reply(payload, self.name, asked.request.max_tokens, 0.0)
-
-            requests = batch.asked()
-            while some := list(islice(requests, ROWS_AT_ONCE)):
-                yield [(asked, outcome(asked)) for asked in some]
-                await asyncio.sleep(0)
-
     def _note_failed(self, batch: Batch, look: Look) -> None:
         """Nothing of it was run: for its size, and then less goes out later; or for what is in it, which ends all."""
         where = self._endpoint.where
         if not look.limited:
             raise ModelError(f"{where} takes no such batch ({look.errors}); {batch.requests} is what was sent")
-        rows = [self._rows[key] for key in keys_of(batch.requests) if key in self._rows]
+        keys = list(keys_of(batch.requests))
+        self._open.difference_update(keys)  # who has not asked for them yet does so as for any others
         others = len(self._tasks) > 1
-        if batch.state.requests == 1 and not others:
+        if batch.state.requests == 1 and not others and self._way == "submit":
             raise Stopped(f"{where} takes no batch now ({look.errors}); the same command goes on later")
         log.warning("%s has too much under way (%s); fewer requests go out later", where, look.errors)
         self._most_rows = max(1, min(self._most_rows, batch.state.requests) // 2)
         self._crowded = others
         self._not_before = asyncio.get_running_loop().time() + self._how.poll_seconds
-        for row in rows:
-            self._open.discard(row.key)
-            self._again(row)
+        for key in keys:
+            if key in self._rows:
+                self._again(self._rows[key])
 
     def _settle(self, key: str, found: Reply | Fault) -> None:
         """Answer the row of a batch that has ended, should it wait."""
@@ -497,9 +475,11 @@ class BatchChat:
             self._again(row)
 
     def _again(self, row: Row) -> None:
+        if row.answer.done():
+            return
         if self._way == "submit":
             self._enqueue(row)
-        elif not row.answer.done():
+        else:
             row.answer.set_result(None)
 
     def _leave_out(self, parameter: str) -> None:

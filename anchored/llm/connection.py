@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 30.0
 NO_KEY = "none"
+LONGEST_BACKOFF = 60.0
 SHORTEST_SECRET = 16
 """Shorter keys, such as EMPTY, are words that a reply may hold."""
 
@@ -95,6 +97,10 @@ class Connection:
             "or base_url: it usually ends in /v1"
         )
 
+    def why_no_money(self, fault: Fault) -> str:
+        """What to tell of an account that is empty."""
+        return f"no money is left at {self.where} ({fault.reason}); top up the account, then the same command goes on"
+
     def keyless(self, body: bytes) -> bytes:
         """A response's body without the key, should the endpoint echo it: replies are stored."""
         return body.replace(self.secret, b"[key]") if self.secret else body
@@ -126,3 +132,8 @@ class Connection:
         if not (key.isascii() and key.isprintable()):
             raise ModelError(f"the environment variable {variable} holds what cannot be a key; set it again")
         return key or NO_KEY
+
+
+def backoff(failures: int) -> float:
+    """Seconds until the next attempt: exponential, with full jitter to part those that failed together."""
+    return random.uniform(0, min(LONGEST_BACKOFF, 2.0 ** (failures - 1)))

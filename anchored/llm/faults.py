@@ -59,11 +59,13 @@ class Fault:
     parameter: str = ""
     most_retries: int = sys.maxsize
     """No more than these, even if the settings allow them."""
+    not_run: bool = False
+    """The endpoint says that it never ran the request."""
 
     @property
     def may_be_billed(self) -> bool:
         """Whether the model may have done its work all the same: no error of the endpoint's own says otherwise."""
-        return self.follows == "again" and (self.status is None or self.status in GAVE_UP)
+        return self.follows == "again" and not self.not_run and (self.status is None or self.status in GAVE_UP)
 
 
 def fault_of_status(status: int, headers: Mapping[str, str], body: Any) -> Fault:

@@ -133,7 +133,7 @@ class Purse:
         for spending in before:
             self.add(spending)
         self._before_usd = self._spent_usd
-        self._reserved_usd = 0.0
+        self._reserved_usd = self._apart_usd = 0.0
         self._in_flight = 0
         self._waiting: deque[_Waiting] = deque()
         self._unlisted: list[Spending] = []
@@ -143,11 +143,6 @@ class Purse:
     def spent_usd(self) -> float:
         """What is spent in this run so far."""
         return self._spent_usd
-
-    @property
-    def left_usd(self) -> float:
-        """What is neither spent nor set aside."""
-        return float("inf") if self.cap_usd is None else self.cap_usd - self._spent_usd - self._reserved_usd
 
     def spent(self) -> Spent:
         """The same, taken apart."""
@@ -174,13 +169,18 @@ class Purse:
 
     @contextmanager
     def held(self, usd: float) -> Iterator[None]:
-        """`usd` set aside for the block, whether it is there or not: for what is sent already, or is in `left_usd`."""
+        """`usd` set aside for the block, whether it is there or not: for what is sent already, or passed `has`."""
         self._reserved_usd += usd
         self._in_flight += 1
         try:
             yield
         finally:
             self._take_back(usd)
+
+    def set_apart(self, usd: float) -> None:
+        """`usd` set aside for as long as this process lasts: for what others may spend yet."""
+        self._reserved_usd += usd
+        self._apart_usd += usd
 
     def spend(self, spending: Spending) -> None:
         """Money that is gone."""
@@ -229,7 +229,7 @@ class Purse:
             usd, place = self._waiting[0].usd, self._waiting[0].place
             if place.done():  # cancelled
                 pass
-            elif self._over is None and self._has(usd):
+            elif self._over is None and self.has(usd):
                 self._reserved_usd += usd
                 self._in_flight += 1
                 place.set_result(None)
@@ -240,16 +240,18 @@ class Purse:
                 place.set_exception(BudgetReached(self._over))
             self._waiting.popleft()
 
-    def _has(self, usd: float) -> bool:
+    def has(self, usd: float) -> bool:
+        """Whether so much is neither spent nor set aside."""
         return self.cap_usd is None or self._spent_usd + self._reserved_usd + usd <= self.cap_usd + ROUNDING
 
     def _why_over(self, usd: float) -> str:
         unsure = sum(spent for (_, basis), spent in self._spent.items() if basis == "unsure")
         of_which = f" ({dollars(unsure)} of it for attempts without a reply, which may have been billed)"
+        apart = f", {dollars(self._apart_usd)} are set aside for batches of models that the recipe does not ask now"
+        gone = f"{dollars(self._spent_usd)} are spent{of_which if unsure else ''}{apart if self._apart_usd else ''}"
         return (
-            f"create.budget_usd is {dollars(self.cap_usd or 0)}, {dollars(self._spent_usd)} are spent"
-            f"{of_which if unsure else ''} and the next request may cost up to {dollars(usd)}; raise create.budget_usd "
-            "and the same command goes on, nothing is paid for twice"
+            f"create.budget_usd is {dollars(self.cap_usd or 0)}, {gone} and the next request may cost up to "
+            f"{dollars(usd)}; raise create.budget_usd and the same command goes on, nothing is paid for twice"
         )
 
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from anchored.errors import AnchoredError, BudgetReached, ModelError, NoReply, ReplyError, Stopped
 from anchored.llm.bodies import fingerprint, request_body
 from anchored.llm.chat import Reply, Request
-from anchored.llm.connection import CONNECT_SECONDS, Connection
+from anchored.llm.connection import CONNECT_SECONDS, Connection, backoff
 from anchored.llm.faults import Fault
 from anchored.llm.limits import HeldSlot, Limits, gate_of
 from anchored.llm.money import Reserves, Spending, cost, worst_case
@@ -27,7 +27,6 @@ from anchored.llm.rates import TokenGuess, read_quotas
 from anchored.llm.responses import read_reply
 from anchored.llm.settings import EndpointSettings
 
-LONGEST_BACKOFF = 60.0
 FIRST_CONTACT_RETRIES = 3
 MOST_THROTTLES = 30
 
@@ -176,8 +175,7 @@ class OpenAIChat:
         if fault.follows == "endpoint":
             self._end(ModelError, self._connection.why_refused(fault))
         if fault.follows == "quota":
-            way_out = "top up the account, then the same command goes on"
-            self._end(Stopped, f"no money is left at {self._connection.where} ({fault.reason}); {way_out}")
+            self._end(Stopped, self._connection.why_no_money(fault))
         if fault.follows == "row" or (fault.follows == "without" and fault.parameter not in body):
             raise ReplyError(f"{self._connection.where} refused the request ({fault.reason})")
         if fault.follows == "without":
@@ -195,7 +193,7 @@ class OpenAIChat:
 
     def _throttle(self, fault: Fault, tries: _Tries, slot: HeldSlot) -> None:
         tries.throttled += 1
-        pause = self._pause(fault, _backoff(tries.throttled))
+        pause = self._pause(fault, backoff(tries.throttled))
         if tries.throttled > MOST_THROTTLES:
             self._no_reply(
                 f"{self._connection.where} refused the request {tries.throttled} times ({fault.reason})", fault
@@ -210,7 +208,7 @@ class OpenAIChat:
         if tries.failed > min(self._settings.retries, most):
             self._give_up(fault, tries)
         if fault.wait is None:
-            return _backoff(tries.failed)
+            return backoff(tries.failed)
         self._gate.pause(self._pause(fault, fault.wait))
         return 0
 
@@ -272,8 +270,3 @@ class OpenAIChat:
         if self._over:
             error, message = self._over
             raise error(message)
-
-
-def _backoff(failures: int) -> float:
-    """Seconds until the next attempt: exponential, with full jitter to part those that failed together."""
-    return random.uniform(0, min(LONGEST_BACKOFF, 2.0 ** (failures - 1)))

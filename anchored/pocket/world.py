@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anchored.datasets_io import PromptRows
-from anchored.evaluate.benchmark import Item
+from anchored.evaluate.benchmark import GradedByRule, Item, View
 from anchored.pocket.tasks import Split, Task, grade, is_right, make_tasks
 from anchored.pocket.teacher import Teacher
 from anchored.records import Prompt, user_prompt
@@ -35,12 +35,12 @@ def teacher() -> Teacher:
     return Teacher()
 
 
-class PocketBenchmark:
+class PocketBenchmark(GradedByRule):
     """Tasks that neither pretraining nor the prompts hold, graded exactly."""
 
     name = "pocket"
     version = "1"
-    views: tuple[str, ...] = ("accuracy", "graded")
+    views: tuple[View, ...] = (View("accuracy"), View("graded"))
     """accuracy: the result is right; graded: the share of right lines."""
 
     def __init__(self) -> None:

@@ -127,6 +127,10 @@ class Contents:
     def improvements(self) -> Sequence[Mapping[str, Any]]:
         return self.summary("evaluate").get("improvement", ())
 
+    @property
+    def remarks(self) -> Mapping[str, Mapping[str, Mapping[str, int]]]:
+        return self.summary("evaluate").get("remarks", {})
+
 
 def row_files(run: Run) -> dict[Group, Path]:
     """The files of rows that a run folder has."""

@@ -19,7 +19,7 @@ from anchored.report import overview
 from anchored.report.charts import held_out_charts, histogram, score_chart, training_charts
 from anchored.report.contents import Contents
 from anchored.report.pair_rows import choices, for_page, sample, tally
-from anchored.report.tables import contrast_table, improvement_table, signed, yield_table
+from anchored.report.tables import contrast_table, improvement_table, remarks_table, signed, yield_table
 from anchored.runs import Run, write_text
 
 _HERE = Path(__file__).parent
@@ -61,6 +61,7 @@ def _page(contents: Contents) -> str:
         score_charts=scores,
         improvement=improvement_table(row for row in improvements if row["category"] is None),
         improvement_by_category=improvement_table(row for row in improvements if row["category"] is not None),
+        remarks=remarks_table(contents.remarks),
         yields=yield_table(contents.outcomes),
         contrast=contrast_table(contents.contrasts),
         histograms=histograms,

@@ -81,7 +81,7 @@ def run_tables(run: Run, stages: Collection[str]) -> list[Table]:
             for row in contents.improvements
             if row["category"] is None and row["benchmark"] in first and row["view"] == first[row["benchmark"]].view
         ]
-        tables += [*map(score_table, first.values()), improvement_table(shown)]
+        tables += [*map(score_table, first.values()), improvement_table(shown), remarks_table(contents.remarks)]
     return [table for table in tables if table.rows]
 
 
@@ -164,7 +164,23 @@ def improvement_table(improvements: Iterable[Mapping[str, Any]]) -> Table:
         "Improvement on the starting model",
         ("benchmark", "best", "by", "mean", "sd", "last"),
         tuple(rows),
-        note="Points, with 95 % paired bootstrap intervals over items; the best's interval allows for the choice.",
+        note="Points, with 95 % paired bootstrap intervals over questions; the best's interval allows for the choice.",
+    )
+
+
+def remarks_table(remarks: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
+    """What was noticed about answers and verdicts: counts by benchmark, checkpoint and kind."""
+    checkpoints = dict.fromkeys(name for found in remarks.values() for name in found)
+    rows = [
+        (f"{benchmark} · {kind}", *(f"{found.get(name, {}).get(kind, 0):,}" for name in checkpoints))
+        for benchmark, found in remarks.items()
+        for kind in dict.fromkeys(kind for counts in found.values() for kind in counts)
+    ]
+    return Table(
+        "Noticed about the answers",
+        ("answers", *checkpoints),
+        tuple(rows),
+        note="Items without an answer or a verdict are in no score. answers/BENCHMARK/CHECKPOINT.jsonl tells each.",
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from anchored.evaluate.statistics import improvement, score
+from anchored.evaluate.statistics import Design, design, improvement, point, resampled_scores, score
 
 
 def test_interval_of_a_score_agrees_with_scipy() -> None:
@@ -60,3 +60,82 @@ def test_the_interval_of_a_single_checkpoint_is_that_of_the_last() -> None:
     start, only = (rng.random((2, 300)) < 0.5).astype(float)
     gain = improvement(start, only[None], resamples=500, seed=0)
     assert (gain.max.low, gain.max.high) == pytest.approx((gain.last.low, gain.last.high))
+
+
+def clustered(sizes: np.ndarray, decimals: int | None = None) -> Design:
+    """Clusters of these sizes, in one stratum."""
+    names = [str(cluster) for cluster, size in enumerate(sizes) for _ in range(size)]
+    return design(names, [""] * len(names), {"": len(names)}, decimals)
+
+
+def test_items_that_ask_the_same_say_it_once() -> None:
+    grades = np.random.default_rng(7).random(80)
+    alone = score(grades, resamples=500, seed=0)
+    doubled = score(np.repeat(grades, 3), 500, 0, clustered(np.full(80, 3)))
+    assert (doubled.value, doubled.low, doubled.high) == pytest.approx((alone.value, alone.low, alone.high))
+    assert score(np.repeat(grades, 3), 500, 0).high - alone.value < 0.7 * (alone.high - alone.value)
+
+
+def test_the_spread_over_clusters_of_all_sizes_is_the_cluster_robust_one() -> None:
+    rng = np.random.default_rng(8)
+    sizes = rng.integers(1, 9, 400)
+    grades = np.repeat((rng.random(400) < 0.4).astype(float), sizes)
+    how = clustered(sizes)
+    spread = resampled_scores(grades[None], how, 4000, 0)[:, 0].std(ddof=1)
+    residuals = np.bincount(how.strata[0].clusters, grades - grades.mean())
+    robust = np.sqrt((residuals**2).sum()) / len(grades)
+    assert spread == pytest.approx(robust, rel=0.05)
+
+
+def test_strata_are_drawn_apart_and_weigh_what_they_hold() -> None:
+    # all of one stratum right, all of the other wrong: only a draw across both could move the score
+    strata = ["a"] * 30 + ["b"] * 10
+    grades = np.array([1.0] * 30 + [0.0] * 10)
+    how = design([str(place) for place in range(40)], strata, {"a": 30, "b": 10})
+    found = score(grades, 300, 0, how)
+    assert (found.value, found.low, found.high) == pytest.approx((75, 75, 75))
+    # some of a stratum's grades are missing: it weighs what it weighed
+    some = [*range(10), *range(30, 40)]
+    how = design([str(place) for place in some], [strata[place] for place in some], {"a": 30, "b": 10})
+    assert score(grades[some], 300, 0, how).value == pytest.approx(75)
+
+
+def test_paired_gains_are_drawn_by_cluster() -> None:
+    rng = np.random.default_rng(9)
+    start = np.repeat((rng.random(60) < 0.5).astype(float), 4)
+    same = improvement(start, start[None], 300, 0, clustered(np.full(60, 4)))
+    assert (same.last.low, same.last.value, same.last.high) == (0, 0, 0)
+    better = np.maximum(start, np.repeat((rng.random(60) < 0.3).astype(float), 4))
+    alone = improvement(start[::4], better[None, ::4], 300, 0)
+    gain = improvement(start, better[None], 300, 0, clustered(np.full(60, 4)))
+    assert (gain.last.low, gain.last.high) == pytest.approx((alone.last.low, alone.last.high))
+
+
+def test_an_official_score_is_rounded_as_official_code_rounds() -> None:
+    grades = np.array([0.1, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    how = clustered(np.full(16, 1), decimals=3)
+    assert point(grades, how) == round(sum(grades.tolist()) / 16, 3) == 0.013  # numpy's rounding gives 0.012
+    assert score(grades, 200, 0, how).value == 1.3
+
+
+def test_one_thing_asked_says_nothing_about_another() -> None:
+    how = clustered(np.array([2]))
+    found = score(np.array([1.0, 1.0]), 200, 0, how)
+    assert (found.value, found.low, found.high) == (100, 0, 100)
+    gain = improvement(np.array([0.0, 0.0]), np.array([[1.0, 1.0]]), 200, 0, how)
+    assert (gain.last.value, gain.last.low, gain.last.high) == (100, -100, 100)
+    assert gain.max == gain.last
+
+
+def test_the_interval_over_clusters_holds_the_truth_as_often_as_it_says() -> None:
+    # clusters of 1 to 8 equal items, as MixEval-Hard has them; the truth is 0.4
+    rng = np.random.default_rng(10)
+    sizes = np.repeat(np.arange(1, 9), 15)
+    how, held, naively = clustered(sizes), 0, 0
+    for seed in range(150):
+        grades = np.repeat((rng.random(len(sizes)) < 0.4).astype(float), sizes)
+        found, naive = score(grades, 300, seed, how), score(grades, 300, seed)
+        held += found.low <= 40 <= found.high
+        naively += naive.low <= 40 <= naive.high
+    assert held >= 133  # 89 %; the expected 142 has a standard deviation of 3
+    assert naively < 115

@@ -37,6 +37,12 @@ class Fate:
     doubled: frozenset[int] = frozenset()
     looks: int = 1
     """At how many looks it is still in progress."""
+    late: int = 0
+    """At how many looks after that the file of replies is not named yet."""
+    short: int = 0
+    """So many replies are counted and lack in the file."""
+    says: str = ""
+    """The status in the server's own words."""
 
 
 @dataclass
@@ -57,7 +63,7 @@ class BatchServer:
     answer: Answer = field(default_factory=lambda: lambda body: completion(body["messages"][-1]["content"].upper()))
     fates: list[Fate] = field(default_factory=list)
     hiccups: dict[str, list[Act]] = field(default_factory=dict)
-    """By route (`upload`, `make`, `look`, `list`, `content`, `chat`): played instead of what it does."""
+    """By route (`upload`, `file`, `make`, `look`, `list`, `content`, `chat`): played instead of what it does."""
     lost: dict[str, list[Act]] = field(default_factory=dict)
     """By route: played after it did it, in place of its reply."""
     keeps_metadata: bool = True
@@ -93,6 +99,7 @@ class BatchServer:
             ("POST", "/chat/completions", "chat", self._chat),
             ("POST", "/files", "upload", self._upload),
             ("GET", "/files/{id}/content", "content", self._content),
+            ("GET", "/files/{id}", "file", self._file),
             ("POST", "/batches", "make", self._make),
             ("GET", "/batches", "list", self._list),
             ("GET", "/batches/{id}", "look", self._look),
@@ -137,6 +144,10 @@ class BatchServer:
         name = f"file-{next(self._names)}"
         self.files[name] = upload.file.read()
         return web.json_response({"id": name, "object": "file", "purpose": "batch", "filename": upload.filename})
+
+    async def _file(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        return web.json_response({"id": name, "object": "file"}, status=200 if name in self.files else 404)
 
     async def _content(self, request: web.Request) -> web.Response:
         return web.Response(body=self.files[request.match_info["id"]], content_type="application/octet-stream")
@@ -193,17 +204,20 @@ class BatchServer:
         }
 
     def _ended(self, made: Made, status: str) -> dict[str, Any]:
-        if status == "failed":
-            return self._shown(made, status, errors={"object": "list", "data": made.fate.errors})
+        fate = made.fate
+        more = {"errors": {"object": "list", "data": fate.errors}} if status == "failed" else {}
+        if status == "failed" and fate.answered is None:
+            return self._shown(made, status, **more)
         output, errors = self._results(made, status)
         counts = {"total": len(made.rows), "completed": len(output), "failed": len(errors)}
         named = {}
-        for name, lines in (("output_file_id", output), ("error_file_id", errors)):
+        late = 0 < made.looked - fate.looks <= fate.late
+        for name, lines in (("output_file_id", [] if late else output[fate.short :]), ("error_file_id", errors)):
             if lines:
                 file = f"file-{made.id}-{name}"
                 self.files[file] = "".join(json.dumps(line) + "\n" for line in lines).encode()
                 named[name] = file
-        return self._shown(made, status, request_counts=counts, **named)
+        return self._shown(made, fate.says or status, request_counts=counts, **named, **more)
 
     def _results(self, made: Made, status: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         fate, output, errors = made.fate, [], []

@@ -26,6 +26,7 @@ from fault_server import Act, completion, fails, hangs
 
 from anchored import cli
 from anchored.pocket.teacher import Teacher
+from anchored.runs import Run
 
 SECRET = "sk-a-key-that-must-not-be-seen"
 ROWS = 14
@@ -294,8 +295,12 @@ def test_one_model_in_two_ways_has_no_batches_but_reads_those_that_are_there(
     refused = anchored_here(*off_policy(several, tmp_path, *two_ways, "--batch"))
     assert refused.code == 2
     assert "by batch, teacher and candidate 2 ask the same model bob in two ways" in refused.err.replace("\n", " ")
+    states = sorted((tmp_path / "batches").glob("batch-*.json"))
+    for path in states:  # as where the process was killed before the stage was complete
+        path.write_text(path.read_text().replace('"used": true', '"used": false'))
     live = anchored_here(*off_policy(several, tmp_path, *two_ways))
     assert live.code == 0, live.err
+    assert all(json.loads(path.read_text())["used"] for path in states)
     assert Counter(body["model"] for body in several.live) == {"bob": 8}
 
 
@@ -304,9 +309,15 @@ def test_a_batch_that_no_model_of_the_recipe_has_is_told_of(several: BatchServer
     stopped = anchored_here(*off_policy(several, tmp_path, "--batch"))
     assert stopped.code == 2
     assert "refused the key in ANCHORED_TEST_KEY" in stopped.err
-    assert "the same command collects" in stopped.out.replace("\n", " ")
-    other = off_policy(several, tmp_path, "--redo", "create")
-    done = anchored_here(*(str(word).replace("model: ada", "model: cyd") for word in other))
+    ending = f"`anchored create RECIPE --out {tmp_path} --cancel-batches`"
+    assert re.search(rf"the same command collects (it|them), and {ending} ends", stopped.out.replace("\n", " "))
+    other = [str(word).replace("model: ada", "model: cyd") for word in off_policy(several, tmp_path)]
+    # its money is not there for others, for it may be spent
+    usd = max(json.loads(path.read_text())["usd"] for path in (tmp_path / "batches").glob("batch-*.json"))
+    short = anchored_here(*other, "--redo", "create", f"create.budget_usd={usd}")
+    assert short.code == 3
+    assert "USD are set aside for batches of models that the recipe does not ask now" in short.err.replace("\n", " ")
+    done = anchored_here(*other)
     assert done.code == 0, done.err
     told = done.out.replace("\n", " ")
     assert re.search(rf"batch-000\d: it is under way at {several.base_url} and the recipe asks no ada now", told)
@@ -357,6 +368,23 @@ def test_teachers_that_have_no_batches_are_named(tmp_path: Path) -> None:
     done = anchored_here("create", POCKET, "--out", tmp_path / "run", "--batch")
     assert done.code == 2
     assert "teacher (serve: pocket) answers from this machine; leave --batch" in done.err.replace("\n", " ")
+
+
+def test_batches_are_not_cancelled_in_a_wrong_folder_or_beside_who_follows_them(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    elsewhere = anchored_here(*arguments(server, tmp_path / "misspelt", "--cancel-batches"))
+    assert elsewhere.code == 2
+    assert f"{tmp_path / 'misspelt' / 'batches'}: there is no such folder" in elsewhere.err.replace("\n", " ")
+    assert not (tmp_path / "misspelt").exists()
+    run = Run(tmp_path / "run")
+    run.batches.mkdir(parents=True)
+    with run.lock():
+        beside = anchored_here(*arguments(server, run.folder, "--cancel-batches"))
+    assert beside.code == 2
+    assert "another process is working in this run folder; interrupt it first" in beside.err.replace("\n", " ")
+    none = anchored_here(*arguments(server, run.folder, "--cancel-batches"))
+    assert (none.code, "no batch is under way" in none.out) == (0, True)
 
 
 def test_options_that_exclude_one_another_are_named(server: BatchServer, tmp_path: Path) -> None:

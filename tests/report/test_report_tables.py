@@ -19,6 +19,7 @@ from anchored.report.tables import (
     contrast_table,
     duration,
     improvement_table,
+    remarks_table,
     score_table,
     signed,
     yield_table,
@@ -195,3 +196,11 @@ def test_names_from_outside_are_no_markup_in_a_chart() -> None:
     lines = [Score("<a href='x'>e</a>", 5, "b", "1", "v", None, 1, 0, 2, 5, "")]
     chart = score_chart(*scoreboards(lines), 0)
     assert chart.data[0]["customdata"][0][0] == "&lt;a href='x'&gt;e&lt;/a&gt;"
+
+
+def test_remarks_are_counted_by_kind_and_checkpoint() -> None:
+    found = {"hard": {"start": {"cut short": 3}, "epoch-01": {"without a verdict": 1200}}}
+    table = remarks_table(found)
+    assert table.columns == ("answers", "start", "epoch-01")
+    assert table.rows == (("hard · cut short", "3", "0"), ("hard · without a verdict", "0", "1,200"))
+    assert remarks_table({}).rows == ()

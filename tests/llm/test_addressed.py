@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from anchored.create.addressed import addresses_judge, holds_verdict
+from anchored.llm.addressed import addresses_judge, holds_verdict
 
 
 @pytest.mark.parametrize(

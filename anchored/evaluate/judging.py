@@ -1,0 +1,88 @@
+"""Questions to a judge, each until a verdict can be read: asked once where it comes several times, and never guessed.
+
+In: a chat, requests, and how to read each reply. Out: a ruling for each, with the reply; what got no verdict says why.
+What a verdict means is the benchmark's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from anchored.errors import ReplyError
+from anchored.llm.ask import work_through
+from anchored.llm.chat import Chat, Request
+from anchored.records import Message
+
+Verdict = TypeVar("Verdict")
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[Verdict]):
+    """What the judge is asked, and what its reply says; None where it says nothing readable."""
+
+    request: Request
+    read: Callable[[str], Verdict | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling(Generic[Verdict]):
+    """What came of a question."""
+
+    verdict: Verdict | None
+    reply: str = ""
+    """The judge's last reply."""
+    failure: str = ""
+    """Why there is no verdict."""
+    refused: bool = False
+    """Whether the endpoint gave no reply at all to this request."""
+    asked: int = 1
+
+
+async def ask_judge(
+    judge: Chat,
+    questions: Sequence[Question[Verdict]],
+    tries: int,
+    reminder: str = "",
+    on_ruling: Callable[[], None] = lambda: None,
+) -> list[Ruling[Verdict]]:
+    """A ruling for each question, in their order; equal requests are one question.
+
+    A reply without a verdict is answered with `reminder`, where there is one, or asked for again. Raises Stopped or
+    ModelError where the judge is down or of no use to anybody.
+    """
+    places: dict[Request, list[int]] = {}
+    for place, question in enumerate(questions):
+        places.setdefault(question.request, []).append(place)
+
+    async def rule(_: int, request: Request) -> Ruling[Verdict]:
+        ruling = await _rule(judge, questions[places[request][0]], tries, reminder)
+        for _ in places[request]:
+            on_ruling()
+        return ruling
+
+    unique = dict(zip(places, await work_through(places, rule), strict=True))
+    return [unique[question.request] for question in questions]
+
+
+async def _rule(judge: Chat, question: Question[Verdict], tries: int, reminder: str) -> Ruling[Verdict]:
+    request, text, failure = question.request, "", ""
+    for index in range(tries):
+        try:
+            reply = await judge.reply(replace(request, index=index))
+        except ReplyError as error:
+            return Ruling(None, text, str(error), refused=True, asked=index + 1)
+        text = reply.text
+        # what was cut may hold marks, and none of them is the verdict
+        cut = reply.finish_reason in ("length", "content_filter")
+        verdict = None if cut else question.read(text)
+        if verdict is not None:
+            return Ruling(verdict, text, asked=index + 1)
+        failure = "no verdict in the judge's reply"
+        if cut:
+            failure = f"the judge's reply was not whole, finish_reason is {reply.finish_reason!r}"
+        elif reminder and text.strip():
+            told = (Message("assistant", text), Message("user", reminder))
+            request = replace(question.request, messages=(*question.request.messages, *told))
+    return Ruling(None, text, f"{failure}, asked {tries} times" if tries > 1 else failure, asked=tries)
