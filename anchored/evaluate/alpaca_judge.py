@@ -19,6 +19,7 @@ from anchored.errors import EvaluationError, ReplyError
 from anchored.evaluate.alpaca_files import AlpacaData, Annotation, Instruction, Outputs
 from anchored.evaluate.preference import FIRST, SECOND, TIE, for_the_second, from_logprobs, from_text, is_switched
 from anchored.evaluate.settings import AlpacaJudging
+from anchored.llm.addressed import addresses_judge
 from anchored.llm.ask import work_through
 from anchored.llm.chat import Chat, Reply, Request
 from anchored.llm.prompt_files import SLOT, fill, load
@@ -101,7 +102,7 @@ async def judge(
         read_by,
         failures,
         fingerprint,
-        tuple(noticed([answer for _, answer in answered])),
+        tuple(noticed([(instruction.text, answer) for instruction, answer in answered])),
     )
 
 
@@ -200,9 +201,13 @@ async def _judge_one(
     return verdict
 
 
-def noticed(answers: Sequence[str]) -> list[str]:
-    """What in the answers should make one look at them before one trusts a score."""
+def noticed(answered: Sequence[tuple[str, str]]) -> list[str]:
+    """What in the answers, each after its instruction, should make one look at them before one trusts a score."""
+    answers = [answer for _, answer in answered]
     notes = []
+    spoken = [words for instruction, answer in answered if (words := addresses_judge(answer, instruction))]
+    if spoken:
+        notes.append(f"{len(spoken)} answers speak to the judge; they were judged as they are (first: {spoken[0]!r})")
     if framed := sum(_FRAME.search(answer) is not None for answer in answers):
         notes.append(f"{framed} answers hold pieces of the judge's prompt; they were shown as text, as all are")
     if empty := sum(not answer.strip() for answer in answers):
