@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,11 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # started in the background of a shell: commands under test would inherit that nobody can interrupt them
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # not of the session: Playwright's loop would be in the way of tests that start one of their own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from commands import POCKET, anchored
 
 from anchored.datasets_io import read_rows
@@ -18,6 +19,7 @@ def write(path: Path, texts: list[str]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_what_the_benchmark_asks_is_not_trained_on(tmp_path: Path) -> None:
     texts = [prompt.messages[0].content for prompt in world.prompts(take=12, held_out=0, seed=5).prompts]
     data = write(tmp_path / "prompts.jsonl", texts)

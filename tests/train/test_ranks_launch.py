@@ -113,6 +113,7 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_torchrun_and_local_ranks_train_as_one_process_does(recipe: Path, tmp_path: Path) -> None:
     anchored = [sys.executable, "-m", "anchored", "train", recipe]
     torchrun = [*TORCHRUN, "train", recipe, "train.parallel=fsdp"]
