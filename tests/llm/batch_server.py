@@ -6,10 +6,8 @@ order in which they are made; `hiccups` per route, played before it works again.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from typing import Any
 
 from aiohttp import web
 from fault_server import Act, completion
+from loopback import Loopback
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -59,7 +58,7 @@ class Made:
 
 
 @dataclass
-class BatchServer:
+class BatchServer(Loopback):
     answer: Answer = field(default_factory=lambda: lambda body: completion(body["messages"][-1]["content"].upper()))
     fates: list[Fate] = field(default_factory=list)
     hiccups: dict[str, list[Act]] = field(default_factory=dict)
@@ -72,27 +71,14 @@ class BatchServer:
     calls: Counter[str] = field(default_factory=Counter)
     live: list[dict[str, Any]] = field(default_factory=list)
     keys_seen: set[str] = field(default_factory=set)
-    base_url: str = ""
-
-    def __enter__(self) -> BatchServer:
-        ready = threading.Event()
-        self._names = itertools.count(1)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)))
-        self._thread.start()
-        ready.wait()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
 
     @property
     def submitted(self) -> Counter[str]:
         """How often each request was in a batch."""
         return Counter(row["custom_id"] for batch in self.batches for row in batch.rows)
 
-    async def _serve(self, ready: threading.Event) -> None:
-        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+    def application(self) -> web.Application:
+        self._names = itertools.count(1)
         app = web.Application(client_max_size=2**30)
         for verb, path, route, act in (
             ("GET", "/models", "models", self._models),
@@ -106,14 +92,7 @@ class BatchServer:
             ("POST", "/batches/{id}/cancel", "cancel", self._cancel),
         ):
             app.router.add_route(verb, f"/v1{path}", self._route(route, act))
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0]
-        self.base_url = f"http://{host}:{port}/v1"
-        ready.set()
-        await self._end.wait()
-        await runner.cleanup()
+        return app
 
     def _route(self, name: str, act: Act) -> Act:
         async def handle(request: web.Request) -> web.StreamResponse:
