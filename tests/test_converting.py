@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -356,6 +357,10 @@ print(re.findall(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[0])
 """
 
 
+# Arrow's own pool keeps what was freed for a while: 20 to 40 MB more, by chance, of memory that nobody holds
+GIVEN_BACK = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+
+
 @pytest.mark.parametrize(
     ("first", "second", "layout"), [("jsonl", "parquet", "h4"), ("parquet", "jsonl.gz", "unpaired")]
 )
@@ -367,7 +372,7 @@ def test_ten_times_the_rows_take_no_more_memory(first: str, second: str, layout:
             for start in range(0, count, 500):
                 writer.write([long_pair(number) for number in range(start, start + 500)])
         arguments = [sys.executable, "-c", PEAK, str(source), str(tmp_path / f"{name}-out.{second}"), layout]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        done = subprocess.run(arguments, env=GIVEN_BACK, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout))
     assert peaks[1] < peaks[0] + 30_000, f"{peaks} KiB, and the texts alone are 50 MiB"
 
