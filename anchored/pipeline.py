@@ -173,7 +173,7 @@ def _begin(run: Run, plan: Plan) -> None:
 def _check(run: Run, plan: Plan) -> None:
     """What would fail late fails now: hours of sampling should not end at a misspelt benchmark."""
     recipe, due = plan.recipe, {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
-    if due:
+    if due - {"create"} or ("create" in due and _answers_here(recipe)):
         check_template(recipe)
     if "create" in due and recipe.train.data is None:
         check_settings(recipe.create)
@@ -188,6 +188,12 @@ def _check(run: Run, plan: Plan) -> None:
                 f"evaluate.sample.serve: {engine} takes no adapters; set train.lora.merge to true, or leave serve out: "
                 "they answer in this process then"
             )
+
+
+def _answers_here(recipe: Recipe) -> bool:
+    """Whether making pairs takes the policy's own weights; else they may be made where nobody has them."""
+    settings = recipe.create
+    return recipe.train.data is None and settings.asks_policy and settings.sample.elsewhere() is None
 
 
 def _changed_since(run: Run, recipe: Recipe) -> str:
