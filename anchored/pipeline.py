@@ -326,8 +326,11 @@ class _Opened:
         if recipe.create.asks_policy:
             policy = _CheckedFirst(_policy(recipe, books, run, progress), [one.check for one in opened.values()])
             self.chats[POLICY] = books.remember(policy, paid=False)
+        # several revisions of one answer are paid for to have different ones
+        several = recipe.create.best_of is not None
+        chats = {at: WatchedChat(chat, progress.note) if several else chat for at, chat in opened.items()}
         for role, endpoint in asked.items():
-            self.chats[role] = books.remember(opened[_address(endpoint)], paid=endpoint.price is not None)
+            self.chats[role] = books.remember(chats[_address(endpoint)], paid=endpoint.price is not None)
         self._live = [chat for role, chat in self.chats.items() if role not in by_batch]
 
     def halt(self) -> None:
