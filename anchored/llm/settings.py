@@ -20,6 +20,11 @@ _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 Engine = Literal["vllm", "sglang", "transformers"]
 """The servers that can be started for a model folder."""
 
+_SECRET = re.compile(
+    r"(?:^|[_-])(?:api[_-]?key|authorization|(?:hf|hub|api|auth|access|bearer)[_-]token|secret|password)$",
+    re.IGNORECASE,
+)
+
 _OURS = {"host", "port", "model", "model-path", "served-model-name", "api-key", "force-model"}
 
 _HOW = """
@@ -76,6 +81,16 @@ class ServedSampling(Sampling):
         if taken := sorted(_OURS & set(plain)):
             raise ValueError(f"{taken[0]} is set for you: the server is of this model, on a free port of this machine")
         return plain
+
+    @field_validator("serve_options", "serve_env", "extra_body", check_fields=False)
+    @classmethod
+    def _hold_no_key(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if name := _secret_in(given):
+            raise ValueError(
+                f"{name}: keys do not stand in recipes, which are written into run folders; put it in an environment "
+                "variable, which key_env names for an endpoint, and which a server that is started here never gets"
+            )
+        return given
 
     @model_validator(mode="after")
     def _has_a_server(self) -> Self:
@@ -301,6 +316,16 @@ class EndpointSettings(ServedSampling, Address):
         """The same at one other address."""
         changed = {"base_url": address.base_url, "key_env": address.key_env, "more_endpoints": ()}
         return self.model_copy(update=changed)
+
+
+def _secret_in(given: Any) -> str:
+    """The first name of a key in nested settings; "" if there is none."""
+    if isinstance(given, list):
+        return next(filter(None, map(_secret_in, given)), "")
+    if not isinstance(given, dict):
+        return ""
+    named = next((str(name) for name, value in given.items() if _SECRET.search(str(name)) and value), "")
+    return named or _secret_in(list(given.values()))
 
 
 def is_loopback(url: str) -> bool:
