@@ -64,7 +64,17 @@ class Run:
     def summary(self, stage: str) -> dict[str, Any] | None:
         """What a complete stage left to say about itself (counts, seconds); None while it is not complete."""
         path = self._done / f"{stage}.json"
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            summary = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise DataError(
+                f"{path}: not readable ({one_line(error)}); delete it, and the stage is done again"
+            ) from None
+        if not isinstance(summary, dict):
+            raise DataError(f"{path}: not what a stage leaves; delete it, and the stage is done again")
+        return summary
 
     def has_begun(self, stage: str) -> bool:
         """Whether there is anything that the settings of `stage` shaped."""

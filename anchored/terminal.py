@@ -107,7 +107,8 @@ def _widths(table: Table, columns: Sequence[int], room: int) -> list[int] | None
     """Characters for each column, such that no word is cut; None if there is no room for that."""
     texts = [[table.columns[column], *(row[column] for row in table.rows)] for column in columns]
     widths = [max(cell_len(word) for text in column for word in (text.split() or [""])) for column in texts]
-    wanting = [max(map(cell_len, column)) - width for column, width in zip(texts, widths, strict=True)]
+    lines = [[line for text in column for line in text.split("\n")] for column in texts]
+    wanting = [max(map(cell_len, column)) - width for column, width in zip(lines, widths, strict=True)]
     slack = room - sum(widths)
     if slack < 0:
         return None

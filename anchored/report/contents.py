@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from anchored.contrast import MeanContrast, completed, mean_contrast, normalised
 from anchored.datasets_io import read_rows
+from anchored.errors import DataError
 from anchored.records import Outcome, Pair, Score
+from anchored.report.evaluated import Evaluated, read_evaluated
 from anchored.report.scoreboard import Scoreboard, scoreboards
 from anchored.runs import Run, read_lines
 
@@ -120,8 +125,22 @@ class Contents:
     @cached_property
     def boards(self) -> list[Scoreboard]:
         names = {field.name for field in fields(Score)}
-        lines = read_lines(self.run.scores)
-        return scoreboards(Score(**{name: line[name] for name in names}) for line in lines if names <= line.keys())
+        lines = [line for line in read_lines(self.run.scores) if names <= line.keys()]
+        try:
+            scores = _scores_of().validate_python(lines)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise DataError(
+                f"{self.run.scores}: {first['loc'][-1]} {first['input']!r:.60} is none that an evaluation writes "
+                f"({first['msg']}); evaluate again"
+            ) from None
+        if odd := next((one for one in scores if not all(map(math.isfinite, (one.score, one.low, one.high)))), None):
+            raise DataError(f"{self.run.scores}: {odd.checkpoint} has a score that is no number; evaluate again")
+        return scoreboards(scores)
+
+    @cached_property
+    def evaluated(self) -> Evaluated:
+        return read_evaluated(self.summary("evaluate"), self.run.folder / "stages/evaluate.json")
 
     @property
     def improvements(self) -> Sequence[Mapping[str, Any]]:
@@ -136,6 +155,11 @@ def row_files(run: Run) -> dict[Group, Path]:
     """The files of rows that a run folder has."""
     files: dict[Group, Path] = {"training": run.pairs, "held-out": run.held_out, "refused": run.refused}
     return {group: path for group, path in files.items() if path.exists()}
+
+
+@cache
+def _scores_of() -> TypeAdapter[list[Score]]:
+    return TypeAdapter(list[Score])
 
 
 def _rows(path: Path, group: Group) -> list[Row]:
