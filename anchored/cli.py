@@ -467,7 +467,7 @@ def _cancel_batches(path: Path, overrides: Sequence[str], out: Path) -> None:
 
 
 def _show(run: Run, stages: Sequence[str]) -> None:
-    from anchored.report.tables import run_tables
+    from anchored.report.run_tables import run_tables
     from anchored.terminal import print_table
 
     for table in run_tables(run, stages):

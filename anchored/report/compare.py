@@ -27,10 +27,13 @@ Shaping = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 SEEDS = ("create.prompts.seed", "train.seed", "evaluate.seed")
 _ROW_NAMES = {"policy.model", "create.method", "train.objective.name"}
+SHOWN_OTHERWISE = {*SEEDS, *_ROW_NAMES}
+"""Settings that are told by a row's own columns or by a run's seeds."""
 _OF_EVALUATION = ("evaluate.sample.", "evaluate.checkpoints")
 """What of an evaluation's settings makes other scores under the same benchmark, version and judge."""
 _SAY_LITTLE = {"data", "name", "model", "prompt", "seed", "temperature", "top_p", "max_tokens", "serve", "held_out"}
 _ABSENT = "-"
+_MOST_NAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +254,13 @@ def short(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
+def several(names: Sequence[str]) -> str:
+    """Names for a sentence; of many the first ones and how many more."""
+    if len(names) <= _MOST_NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[: _MOST_NAMED - 1])} and {len(names) - _MOST_NAMED + 1} others"
+
+
 def _gather(folders: Sequence[Path], shaping: Shaping) -> tuple[list[Entry], list[str]]:
     entries: list[Entry] = []
     left_out = []
@@ -367,7 +377,7 @@ def _keys_that_differ(entries: Sequence[Entry]) -> list[str]:
 def _told(entry: Entry, keys: Sequence[str], entries: Sequence[Entry]) -> str:
     """What tells an entry from others; of a section that others lack only that it is there, if it is alike in all."""
     lacking = {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}
-    spelt = _spelt(keys)
+    names = spelt(keys)
     told: dict[str, str] = {}
     for key in keys:
         section = next((one for one in lacking if key.startswith(f"{one}.")), None)
@@ -375,12 +385,12 @@ def _told(entry: Entry, keys: Sequence[str], entries: Sequence[Entry]) -> str:
         if key in entry.telling and section and len(have) == 1:
             told[section] = f"with {section.split('.')[-1]}"
         elif key in entry.telling:
-            told[key] = f"{spelt[key]}={short(entry.telling[key])}"
+            told[key] = f"{names[key]}={short(entry.telling[key])}"
     return ", ".join(told.values())
 
 
-def _spelt(keys: Sequence[str]) -> dict[str, str]:
-    """Each key by its last part, or by as many as tell it apart and say something."""
+def spelt(keys: Sequence[str]) -> dict[str, str]:
+    """Each dotted key by its last part, or by as many as tell it apart and say something."""
 
     def name(key: str) -> str:
         parts = key.split(".")
@@ -430,9 +440,12 @@ def _notes(rows: Sequence[Row], sheets: Sequence[Sheet]) -> Iterable[str]:
     entries = [entry for row in rows for entry in row.entries]
     for row in rows:
         for sheet in sheets:
-            count = sum(sheet in entry.sheets for entry in row.entries)
-            if 0 < count < len(row.entries):
-                yield f"{row.name}: {count} of its {len(row.entries)} runs have scores on {sheet.benchmark}"
+            lacking = [entry.name for entry in row.entries if sheet not in entry.sheets]
+            if 0 < len(lacking) < len(row.entries):
+                yield (
+                    f"{row.name}: of its {len(row.entries)} runs {several(lacking)} "
+                    f"{'has' if len(lacking) == 1 else 'have'} no such scores on {sheet.benchmark} ({sheet.view})"
+                )
         if len({content_hash(entry.seeds) for entry in row.entries}) < len(row.entries):
             yield (
                 f"{row.name}: of its {len(row.entries)} runs some have the same settings and seeds, yet other "
@@ -458,7 +471,7 @@ def _starting_models(entries: Sequence[Entry], sheets: Sequence[Sheet]) -> Itera
             if board and board.start:
                 starts.setdefault(round(board.start.score, 6), []).append(entry.name)
         if len(starts) > 1:
-            told = "; ".join(f"{score:.2f} ({', '.join(names)})" for score, names in starts.items())
+            told = "; ".join(f"{score:.2f} ({several(names)})" for score, names in starts.items())
             yield f"{sheet.benchmark}: the starting models score {told}."
 
 

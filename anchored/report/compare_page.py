@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from anchored.report.compare import Comparison, Sheet
+from anchored.report.compare import SHOWN_OTHERWISE, Comparison, Sheet, spelt
 from anchored.report.compare_tables import (
+    DIFFERENCE_NOTE,
     breakdown_grid,
     counted,
-    difference_note,
     field_label,
     improvement_grids,
     improvement_notes,
@@ -75,7 +75,6 @@ class Matrix:
     title: str
     names: tuple[str, ...]
     lines: tuple[MatrixLine, ...]
-    note: str
 
 
 def comparison_page(comparison: Comparison, found: Differences) -> str:
@@ -95,9 +94,9 @@ def comparison_page(comparison: Comparison, found: Differences) -> str:
             improvements=grids,
             notes=[*improvement_notes(comparison, grids, _MARKS), *sheet_notes(comparison)],
             matrices=[_matrix(field, comparison) for field in found.fields],
+            difference_note=DIFFERENCE_NOTE,
             breakdowns=[grid for grid in breakdowns if grid],
             runs=_runs(comparison),
-            settings=_settings(comparison),
             left_out=comparison.left_out,
             style=Markup(styles("compare.css")),
             content_policy=content_policy(()),
@@ -147,7 +146,7 @@ def _matrix(field: Field, comparison: Comparison) -> Matrix:
         )
         for place, name in enumerate(names[:-1])
     ]
-    return Matrix(field_label(field, comparison.sheets), tuple(names), tuple(lines), difference_note(field))
+    return Matrix(field_label(field, comparison.sheets), tuple(names), tuple(lines))
 
 
 def _cell(pair: Difference | None) -> MatrixCell | None:
@@ -163,21 +162,21 @@ def _cell(pair: Difference | None) -> MatrixCell | None:
 
 
 def _runs(comparison: Comparison) -> Table:
+    """Each run, with the settings in which the runs differ."""
+    told = {key: values for key, values in comparison.differing.items() if key not in SHOWN_OTHERWISE}
     rows = [
         (
             entry.name,
             row.name,
-            entry.policy,
             " / ".join(str(seed) for seed in entry.seeds.values()),
+            *(values[entry.name] for values in told.values()),
+            entry.policy,
             str(entry.run.folder),
         )
         for row in comparison.rows
         for entry in row.entries
     ]
-    return Table("Runs", ("run", "row", "starting model", "seeds: data / training / evaluation", "folder"), tuple(rows))
-
-
-def _settings(comparison: Comparison) -> Table:
-    names = [entry.name for entry in comparison.entries]
-    rows = [(key, *(values[name] for name in names)) for key, values in comparison.differing.items()]
-    return Table("Settings in which the runs differ", ("setting", *names), tuple(rows))
+    columns = ("run", "row", "seeds", *spelt(list(told)).values(), "starting model", "folder")
+    return Table(
+        "Runs", columns, tuple(rows), "Seeds: of the data (where the run made it), of training, of the evaluation."
+    )

@@ -23,6 +23,12 @@ _ALPACA = "alpaca-eval"
 _MAX, _MEAN, _LAST, _CHOSEN, _LENGTH = "max Δ", "mean Δ (sd)", "last Δ", "chosen Δ", "length Δ"
 _MOST_ROWS_BROKEN_DOWN = 5
 _MOST_PAIRS_LISTED = 6
+DIFFERENCE_NOTE = (
+    "Paired: both rows are scored on the same questions in each resample. 'yes': the interval leaves out 0, so other "
+    "questions of this kind would hardly undo it; 'among all': not even after looking at every pair of a table. "
+    "'cannot be told' is no proof that rows are equal. Nothing here says what another seed of training, another judge "
+    "or another benchmark would do."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,10 @@ def terminal_tables(comparison: Comparison, found: Differences, *, intervals: bo
     grids += [grid for sheet in comparison.sheets if (grid := breakdown_grid(comparison, sheet))]
     if not intervals:
         grids = [grid.without_intervals() for grid in grids]
-    return [grid.as_table() for grid in grids] + [difference_table(one, comparison.sheets) for one in found.fields]
+    tables = [difference_table(one, comparison.sheets) for one in found.fields]
+    if tables:
+        tables[-1] = replace(tables[-1], note=DIFFERENCE_NOTE)
+    return [*(grid.as_table() for grid in grids), *tables]
 
 
 def improvement_grids(comparison: Comparison, *, whole: bool = False) -> list[Grid]:
@@ -213,24 +222,12 @@ def difference_table(field: Field, sheets: Sequence[Sheet]) -> Table:
         f"Differences: {field_label(field, sheets)}",
         ("row", "gains more than", "points", "95 %", "more than chance?"),
         tuple(rows),
-        difference_note(field),
     )
 
 
 def field_label(field: Field, sheets: Sequence[Sheet]) -> str:
     whose = "mean over checkpoints" if field.of == "mean" else f"checkpoints chosen on {field.on}"
     return f"{sheet_labels(sheets)[field.sheet]}, {whose}"
-
-
-def difference_note(field: Field) -> str:
-    """What the differences say and do not say."""
-    pairs = len(field.pairs)
-    among = f"; 'among all' holds it also against having looked at {pairs} pairs" if pairs > 1 else ""
-    return (
-        "Paired: both rows answer the same questions in each resample. 'yes' leaves out 0, so other questions of this "
-        f"kind would hardly undo it{among}. 'cannot be told' is no proof that rows are equal. Nothing here says what "
-        "another seed of training, another judge or another set of questions would do."
-    )
 
 
 def verdict(holds: bool, among_all: bool) -> str:
@@ -288,7 +285,7 @@ def counted(number: int, thing: str) -> str:
 
 def points(value: float, decimals: int = 2) -> str:
     """A difference with its sign, a true minus."""
-    return f"{value:+.{decimals}f}".replace("-", "−")
+    return f"{round(value, decimals) + 0:+.{decimals}f}".replace("-", "−")
 
 
 def _improvement_grid(comparison: Comparison, rows: Sequence[Row], title: str, *, whole: bool) -> Grid:
@@ -418,7 +415,8 @@ def _starts(comparison: Comparison, rows: Sequence[Row], sheet: Sheet) -> dict[s
 
 def _plain_cell(cell: Cell) -> str:
     text = " ".join(filter(None, (f"{cell.text}{cell.mark}", cell.after)))
-    return "\n".join(filter(None, (text, cell.under)))
+    # an interval is not broken
+    return "\n".join(filter(None, (text, cell.under.replace(", ", ","))))
 
 
 def _letter(place: int) -> str:

@@ -20,7 +20,7 @@ from numpy import ndarray
 
 from anchored.errors import DataError
 from anchored.records import START
-from anchored.report.compare import Comparison, Entry, Row, Sheet, chosen_checkpoints
+from anchored.report.compare import Comparison, Entry, Row, Sheet, chosen_checkpoints, several
 from anchored.report.evaluated import Interval
 from anchored.runs import one_line
 
@@ -120,7 +120,7 @@ def _problems(store: Mapping[Entry, _Resamples]) -> list[str]:
     for entry, found in store.items():
         if found.problem:
             names.setdefault(found.problem, []).append(entry.name)
-    return [f"{', '.join(those)}: {problem}" for problem, those in names.items()]
+    return [f"{several(those)}: {problem}" for problem, those in names.items()]
 
 
 def _load(path: Path, key: str) -> ndarray[Any, Any]:
@@ -139,10 +139,14 @@ def _sharing(rows: Sequence[Row], sheet: Sheet, store: Mapping[Entry, _Resamples
     """Rows by the draw that all their runs on the sheet share."""
     shared: dict[str, list[Row]] = {}
     for row in rows:
-        draws = {store[entry].draw(sheet) for entry in row.entries if sheet in entry.sheets}
+        draws = _draws(row, sheet, store)
         if len(draws) == 1 and (draw := draws.pop()):
             shared.setdefault(draw, []).append(row)
     return shared
+
+
+def _draws(row: Row, sheet: Sheet, store: Mapping[Entry, _Resamples]) -> set[str | None]:
+    return {store[entry].draw(sheet) for entry in row.entries if sheet in entry.sheets}
 
 
 def _apart(
@@ -152,15 +156,15 @@ def _apart(
     paired = {row for members in shared.values() for row in members}
     told = []
     if len(shared) > 1:
-        groups = "; ".join(", ".join(row.name for row in members) for members in shared.values())
+        groups = "; ".join(several([row.name for row in members]) for members in shared.values())
         told.append(
-            f"{sheet.benchmark}: drew other questions in its resamples, so there is no paired difference between "
-            f"{groups}. The same questions answered, evaluate.seed and evaluate.resamples make the same draw."
+            f"{sheet.benchmark}: no paired difference between rows of different resamples ({groups}). They are one "
+            "where runs answered the same questions, with one evaluate.seed and one evaluate.resamples."
         )
-    mixed = [row.name for row in rows if row not in paired and all(store[entry].draw(sheet) for entry in row.entries)]
+    mixed = [row.name for row in rows if row not in paired and len(_draws(row, sheet, store) - {None}) > 1]
     if mixed:
         told.append(
-            f"{sheet.benchmark}: the runs of {', '.join(mixed)} do not share their resamples, so no paired difference; "
+            f"{sheet.benchmark}: the runs of {several(mixed)} do not share their resamples, so no paired difference; "
             "give them all the same evaluate.seed and --redo evaluate"
         )
     return told

@@ -16,6 +16,7 @@ from typing import Any
 from anchored.report import overview
 from anchored.report.charts import held_out_charts, histogram, score_chart, training_charts
 from anchored.report.contents import Contents
+from anchored.report.evaluation_tables import breakdown_table, evaluation_tables
 from anchored.report.pages import content_policy, environment, styles
 from anchored.report.pair_rows import choices, for_page, sample, tally
 from anchored.report.tables import contrast_table, improvement_table, remarks_table, yield_table
@@ -60,6 +61,8 @@ def _page(contents: Contents) -> str:
             score_charts=scores,
             improvement=improvement_table(row for row in improvements if row["category"] is None),
             improvement_by_category=improvement_table(row for row in improvements if row["category"] is not None),
+            evaluation=evaluation_tables(contents.evaluated),
+            breakdowns={board: breakdown_table(board, contents.evaluated) for board in contents.boards},
             remarks=remarks_table(contents.remarks),
             yields=yield_table(contents.outcomes),
             contrast=contrast_table(contents.contrasts),
