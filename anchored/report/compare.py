@@ -274,10 +274,10 @@ def _gather(folders: Sequence[Path], shaping: Shaping) -> tuple[list[Entry], lis
         seen[place] = folder
         try:
             entry = _entry(folder, shaping)
+            same = copies.setdefault(content_hash([entry.settings, entry.run.scores.read_text("utf-8")]), entry)
         except (AnchoredError, OSError) as error:
             left_out.append(str(error))
             continue
-        same = copies.setdefault(content_hash([entry.settings, entry.run.scores.read_text("utf-8")]), entry)
         if same is not entry:
             left_out.append(
                 f"{folder}: a copy of {same.run.folder} (the same settings, seeds and scores), counted once; another "
@@ -294,7 +294,9 @@ def _entry(folder: Path, shaping: Shaping) -> Entry:
         raise DataError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: a file, not a run folder")
     contents = Contents(run)
     if not contents.recipe:
-        raise DataError(f"{folder}: not a run folder, for it has no recipe.yaml; give folders that `anchored run` made")
+        inside = [child for child in folder.iterdir() if Run(child).recipe.is_file()]
+        way_out = f"give the run folders in it: {folder}/*" if inside else "give folders that `anchored run` made"
+        raise DataError(f"{folder}: not a run folder, for it has no recipe.yaml; {way_out}")
     if not run.scores.exists():
         raise DataError(f"{folder}: has no scores yet; `{stage_command(run, 'evaluate')}` makes them")
     if not contents.summary("evaluate"):
@@ -307,7 +309,10 @@ def _entry(folder: Path, shaping: Shaping) -> Entry:
             f"{folder}: only its starting model is scored, so there is no improvement to compare; train it "
             f"(`{stage_command(run, 'train')}`), then evaluate again"
         )
-    return Entry(str(folder), contents, evaluated, shaping(contents.recipe))
+    entry = Entry(str(folder), contents, evaluated, shaping(contents.recipe))
+    # its files are read before it is counted on
+    _ = entry.sheets, entry.train_seconds
+    return entry
 
 
 def _named(entries: Sequence[Entry]) -> list[Entry]:

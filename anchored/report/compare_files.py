@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from anchored.report.compare_page import comparison_page
 from anchored.report.compare_tables import (
     Cell,
     Grid,
-    breakdown_grid,
+    breakdown_grids,
     improvement_grids,
     improvement_notes,
     sheet_notes,
@@ -37,7 +37,7 @@ _ESCAPED = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "·": r"$\cdot$",
     "Δ": r"$\Delta$",
     "±": r"$\pm$",
@@ -78,13 +78,13 @@ def write_outputs(comparison: Comparison, found: Differences, to: Outputs, *, in
 
 def comparison_latex(comparison: Comparison, *, intervals: bool = True) -> str:
     """Tables 2, 5 and 4, to \\input."""
-    improvements = improvement_grids(comparison)
-    notes = improvement_notes(comparison, improvements, "Bold: best of all; underlined: best of its data set")
-    captions = {grid.title: f"{grid.title}. {' '.join([*notes, *sheet_notes(comparison)])}" for grid in improvements}
-    breakdowns = [grid for sheet in comparison.sheets if (grid := breakdown_grid(comparison, sheet))]
-    captions |= {grid.title: f"{grid.title}. {grid.note}" for grid in breakdowns}
-    grids = [*improvements, *breakdowns]
-    return latex(grids if intervals else [grid.without_intervals() for grid in grids], captions)
+    tables = []
+    for grid in improvement_grids(comparison, intervals=intervals):
+        sheets = sheet_notes(comparison, {column.over for column in grid.columns})
+        notes = [*improvement_notes(comparison, [grid], "Bold: best of all; underlined: best of its data set"), *sheets]
+        tables.append(latex_table(replace(grid, note=" ".join(notes))))
+    tables += [latex_table(grid) for grid in breakdown_grids(comparison, intervals=intervals)]
+    return "\n".join(["% Made by `anchored compare`. In the preamble: \\usepackage{booktabs,graphicx}", *tables])
 
 
 def comparison_csv(comparison: Comparison) -> str:
@@ -119,12 +119,6 @@ def differences_csv(differences: Differences) -> str:
         for pair in field.pairs
     ]
     return _csv(lines)
-
-
-def latex(grids: Sequence[Grid], captions: Mapping[str, str]) -> str:
-    """Tables to \\input, which need booktabs; `captions` by the grids' titles."""
-    head = "% Made by `anchored compare`. In the preamble: \\usepackage{booktabs}\n"
-    return head + "\n".join(_latex_table(grid, captions[grid.title]) for grid in grids)
 
 
 def _csv_line(comparison: Comparison, row: Row, sheet: Sheet, category: str | None) -> dict[str, Any] | None:
@@ -190,14 +184,17 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _latex_table(grid: Grid, caption: str) -> str:
+def latex_table(grid: Grid) -> str:
+    """A grid as a table environment."""
     first = len(grid.labels)
     # over both columns of a page that has two
     kind = "table*" if len(grid.columns) > _MOST_COLUMNS else "table"
     lines = [
         rf"\begin{{{kind}}}[t]",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{escaped(caption)}}}",
+        rf"\caption{{{escaped(grid.title)}}}\smallskip",
+        # as wide as it is, or as the page
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{'l' * first}{'r' * len(grid.columns)}}}",
         r"\toprule",
     ]
@@ -217,7 +214,8 @@ def _latex_table(grid: Grid, caption: str) -> str:
         if any(cell.under for cell in line.cells):
             under = [rf"{{\scriptsize {_latex_numbers(cell.under)}}}" if cell.under else "" for cell in line.cells]
             lines.append(_row([*[""] * first, *under]))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", rf"\end{{{kind}}}", ""])
+    note = rf"\par\smallskip\parbox{{\linewidth}}{{\scriptsize {escaped(grid.note)}}}"
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", note, rf"\end{{{kind}}}", ""])
 
 
 def _rules(headings: Iterable[tuple[str, int]], column: int) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from anchored.report.compare import SHOWN_OTHERWISE, Comparison, Sheet, spelt
 from anchored.report.compare_tables import (
     DIFFERENCE_NOTE,
-    breakdown_grid,
+    breakdown_grids,
     counted,
     field_label,
     improvement_grids,
@@ -81,8 +81,7 @@ def comparison_page(comparison: Comparison, found: Differences) -> str:
     """The page as HTML."""
     from markupsafe import Markup
 
-    grids = improvement_grids(comparison, whole=True)
-    breakdowns = [breakdown_grid(comparison, sheet, whole=True) for sheet in comparison.sheets]
+    grids = improvement_grids(comparison)
     return (
         environment()
         .get_template("compare.html")
@@ -92,10 +91,11 @@ def comparison_page(comparison: Comparison, found: Differences) -> str:
             warnings=[*comparison.notes, *found.notes],
             plots=[_plot(comparison, sheet) for sheet in comparison.sheets],
             improvements=grids,
+            every_number=improvement_grids(comparison, whole=True),
             notes=[*improvement_notes(comparison, grids, _MARKS), *sheet_notes(comparison)],
             matrices=[_matrix(field, comparison) for field in found.fields],
             difference_note=DIFFERENCE_NOTE,
-            breakdowns=[grid for grid in breakdowns if grid],
+            breakdowns=breakdown_grids(comparison, whole=True),
             runs=_runs(comparison),
             left_out=comparison.left_out,
             style=Markup(styles("compare.css")),

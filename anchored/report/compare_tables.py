@@ -6,7 +6,7 @@ best: the page and LaTeX show it as it is, a terminal as a plain `Table`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import ascii_lowercase
 from typing import Literal
@@ -21,6 +21,7 @@ Mark = Literal["", "*", "**"]
 _ALPACA = "alpaca-eval"
 """The paper reports it for chosen checkpoints only, with the change in length."""
 _MAX, _MEAN, _LAST, _CHOSEN, _LENGTH = "max Δ", "mean Δ (sd)", "last Δ", "chosen Δ", "length Δ"
+_STARS = "** best of all, * best of its data set"
 _MOST_ROWS_BROKEN_DOWN = 5
 _MOST_PAIRS_LISTED = 6
 DIFFERENCE_NOTE = (
@@ -112,19 +113,17 @@ class _Quantity:
 
 def terminal_tables(comparison: Comparison, found: Differences, *, intervals: bool = True) -> list[Table]:
     """All that a terminal shows of a comparison, in its order."""
-    grids = improvement_grids(comparison)
-    notes = [*improvement_notes(comparison, grids, "** best of all, * best of its data set"), *sheet_notes(comparison)]
-    grids[-1] = replace(grids[-1], note="\n".join(notes))
-    grids += [grid for sheet in comparison.sheets if (grid := breakdown_grid(comparison, sheet))]
-    if not intervals:
-        grids = [grid.without_intervals() for grid in grids]
+    improvements = improvement_grids(comparison, intervals=intervals)
+    notes = [*improvement_notes(comparison, improvements, _STARS), *sheet_notes(comparison)]
+    improvements[-1] = replace(improvements[-1], note="\n".join(notes))
+    grids = [*improvements, *breakdown_grids(comparison, intervals=intervals)]
     tables = [difference_table(one, comparison.sheets) for one in found.fields]
     if tables:
         tables[-1] = replace(tables[-1], note=DIFFERENCE_NOTE)
     return [*(grid.as_table() for grid in grids), *tables]
 
 
-def improvement_grids(comparison: Comparison, *, whole: bool = False) -> list[Grid]:
+def improvement_grids(comparison: Comparison, *, whole: bool = False, intervals: bool = True) -> list[Grid]:
     """Table 2, of objectives on pairs, and Table 5, of those on single answers; `whole`: every number there is."""
     grids = []
     for unpaired, title in (
@@ -134,7 +133,7 @@ def improvement_grids(comparison: Comparison, *, whole: bool = False) -> list[Gr
         rows = [row for row in comparison.rows if row.is_unpaired is unpaired]
         if rows:
             grids.append(_improvement_grid(comparison, rows, title, whole=whole))
-    return grids
+    return grids if intervals else [grid.without_intervals() for grid in grids]
 
 
 def improvement_notes(comparison: Comparison, grids: Sequence[Grid], marks: str) -> list[str]:
@@ -143,12 +142,14 @@ def improvement_notes(comparison: Comparison, grids: Sequence[Grid], marks: str)
     results = [
         found for row in comparison.rows for sheet in comparison.sheets if (found := comparison.result(row, sheet))
     ]
-    told = ["Points gained on each run's own starting model, with 95 % paired bootstrap intervals over questions."]
+    cells = [cell for grid in grids for line in grid.lines for cell in line.cells]
+    below = ", with 95 % paired bootstrap intervals over questions" if any(cell.under for cell in cells) else ""
+    told = [f"Points gained on each run's own starting model{below}."]
     if _MAX in names:
         most = max(result.checkpoints for result in results)
         told.append(
-            f"{_MAX}: the best of {most} checkpoints, picked on these very questions, which flatters it (the interval "
-            f"allows for that). {_MEAN}: over checkpoints."
+            f"{_MAX}: the best of {most} checkpoints, picked on these very questions, which flatters it"
+            f"{' (the interval allows for that)' if below else ''}. {_MEAN}: over checkpoints."
         )
     ons = dict.fromkeys(on for sheet in comparison.sheets if (on := comparison.chosen_on(sheet)))
     if _CHOSEN in names:
@@ -167,6 +168,12 @@ def improvement_notes(comparison: Comparison, grids: Sequence[Grid], marks: str)
     if any(cell.mark for grid in grids for line in grid.lines for cell in line.cells):
         told.append(f"{marks}; the differences tell whether that is more than chance.")
     return told
+
+
+def breakdown_grids(comparison: Comparison, *, whole: bool = False, intervals: bool = True) -> list[Grid]:
+    """Table 4 of each sheet that has categories."""
+    found = (breakdown_grid(comparison, sheet, whole=whole) for sheet in comparison.sheets)
+    return [grid if intervals else grid.without_intervals() for grid in found if grid]
 
 
 def breakdown_grid(comparison: Comparison, sheet: Sheet, *, whole: bool = False) -> Grid | None:
@@ -200,8 +207,8 @@ def breakdown_grid(comparison: Comparison, sheet: Sheet, *, whole: bool = False)
         ("category", "n"),
         tuple(columns),
         tuple(lines),
-        f"Percent with 95 % intervals: the starting model and, {which}, the best checkpoint. It was picked for its "
-        "overall score on these questions, which flatters it; a category of few questions shows little.",
+        f"Percent, of the starting model and, {which}, of the best checkpoint, which was picked for its overall score "
+        "on these questions: that flatters it. Intervals are 95 % ones; a category of few questions shows little.",
     )
 
 
@@ -250,11 +257,13 @@ def sheet_labels(sheets: Sequence[Sheet]) -> dict[Sheet, str]:
     return labels
 
 
-def sheet_notes(comparison: Comparison) -> list[str]:
-    """What each sheet is, word for word, and that those of one benchmark do not compare."""
+def sheet_notes(comparison: Comparison, among: Collection[str] | None = None) -> list[str]:
+    """What each sheet is, word for word, and that those of one benchmark do not compare; `among`: labels told of."""
     labels = sheet_labels(comparison.sheets)
     told = []
     for sheet, label in labels.items():
+        if among is not None and label not in among:
+            continue
         results = [found for row in comparison.rows if (found := comparison.result(row, sheet))]
         questions = sorted({found.n for found in results})
         counted = f"{questions[0]:,}" if len(questions) == 1 else f"{questions[0]:,} to {questions[-1]:,}"
