@@ -26,6 +26,10 @@ DECISIONS = "decisions.jsonl"
 """What people decided about pairs: a file of this name in a run folder, with this ending beside other data."""
 
 
+# ten times as fast where PyYAML was built with it
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 class Run:
     """The files of one run."""
 
@@ -114,7 +118,7 @@ class Run:
         if not self.recipe.exists():
             return None
         try:
-            settings = yaml.safe_load(self.recipe.read_text("utf-8"))
+            settings = yaml.load(self.recipe.read_text("utf-8"), _SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise RecipeError(
                 f"{self.recipe}: not a readable recipe ({one_line(error)}); restore or delete it"

@@ -6,12 +6,15 @@ same, and for each of both a `Result`. A folder that has nothing to compare is n
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from anchored.errors import AnchoredError, DataError
 from anchored.objectives import UNPAIRED
@@ -94,6 +97,11 @@ class Entry:
                 found[Sheet(gain.benchmark, version, gain.view, judge, self.contents.setting("limit"))] = gain
         return found
 
+    @cached_property
+    def gains(self) -> dict[tuple[str, str, str | None], Gain]:
+        """By benchmark, view and category."""
+        return {(gain.benchmark, gain.view, gain.category): gain for gain in self.evaluated.improvement}
+
     def board(self, benchmark: str, view: str) -> Scoreboard | None:
         return self._boards.get((benchmark, view))
 
@@ -151,9 +159,9 @@ class Estimate:
     """The mean over a row's runs; its interval's ends are the means of theirs, so it is hardly ever too narrow."""
 
     value: float
-    low: float | None = None
-    high: float | None = None
-    between: float | None = None
+    low: float
+    high: float
+    between: float | None
     """Standard deviation between runs, ddof 1; None for a single one."""
 
 
@@ -205,7 +213,7 @@ class Comparison:
     def result(self, row: Row, sheet: Sheet, category: str | None = None) -> Result | None:
         """None where no run of the row has scores there."""
         found = [entry for entry in row.entries if sheet in entry.sheets]
-        gains = [entry.evaluated.gain(sheet.benchmark, sheet.view, category) for entry in found]
+        gains = [entry.gains.get((sheet.benchmark, sheet.view, category)) for entry in found]
         both = [(entry, gain) for entry, gain in zip(found, gains, strict=True) if gain]
         return _result(both, sheet, category, self.chosen_on(sheet)) if both else None
 
@@ -218,10 +226,9 @@ class Comparison:
         """By number of questions, most first."""
         sizes: dict[str, int] = {}
         for entry in self.entries:
-            board = entry.board(sheet.benchmark, sheet.view) if sheet in entry.sheets else None
-            for category in board.categories if board else ():
-                if board and category is not None:
-                    sizes[category] = max(board.items(category), sizes.get(category, 0))
+            for (benchmark, view, category), gain in entry.gains.items() if sheet in entry.sheets else ():
+                if (benchmark, view) == (sheet.benchmark, sheet.view) and category is not None:
+                    sizes[category] = max(gain.n, sizes.get(category, 0))
         return sorted(sizes, key=lambda name: (-sizes[name], name))
 
 
@@ -274,7 +281,8 @@ def _gather(folders: Sequence[Path], shaping: Shaping) -> tuple[list[Entry], lis
         seen[place] = folder
         try:
             entry = _entry(folder, shaping)
-            same = copies.setdefault(content_hash([entry.settings, entry.run.scores.read_text("utf-8")]), entry)
+            scores = hashlib.sha256(entry.run.scores.read_bytes()).hexdigest()
+            same = copies.setdefault(content_hash([entry.settings, scores]), entry)
         except (AnchoredError, OSError) as error:
             left_out.append(str(error))
             continue
@@ -476,7 +484,7 @@ def _starting_models(entries: Sequence[Entry], sheets: Sequence[Sheet]) -> Itera
             if board and board.start:
                 starts.setdefault(round(board.start.score, 6), []).append(entry.name)
         if len(starts) > 1:
-            told = "; ".join(f"{score:.2f} ({several(names)})" for score, names in starts.items())
+            told = several([f"{score:.2f} ({several(names)})" for score, names in starts.items()])
             yield f"{sheet.benchmark}: the starting models score {told}."
 
 
@@ -492,7 +500,7 @@ def _result(found: Sequence[tuple[Entry, Gain]], sheet: Sheet, category: str | N
     return Result(
         runs=len(found),
         n=min(gain.n for _, gain in found),
-        checkpoints=max(len(entry.evaluated.checkpoints) - 1 for entry, _ in found),
+        checkpoints=max(len(entry.evaluated.trained) for entry, _ in found),
         max=_estimate(gain.max for _, gain in found),
         mean=_estimate(gain.mean for _, gain in found),
         sd=statistics.fmean(gain.sd for _, gain in found),
@@ -502,35 +510,31 @@ def _result(found: Sequence[tuple[Entry, Gain]], sheet: Sheet, category: str | N
         best_names=tuple(whole.max_checkpoint for whole in wholes),
         chosen=_estimate_or_none(one.gain for one in chosen),
         chosen_names=tuple(" + ".join(one.checkpoints) for one in chosen),
-        length=_plain([length for length in lengths if length is not None]),
+        length=_estimate_or_none(length for length in lengths if length),
     )
 
 
-def _length_change(entry: Entry, sheet: Sheet, on: str | None) -> float | None:
-    lengths = entry.evaluated.lengths.get(sheet.benchmark, {})
+def _length_change(entry: Entry, sheet: Sheet, on: str | None) -> Interval | None:
+    """Of the mean over checkpoints the ends are the means of theirs."""
+    changes = entry.evaluated.length_changes.get(sheet.benchmark, {})
     chosen = chosen_checkpoints(entry, sheet, on)
-    names = chosen.checkpoints if chosen else [name for name in lengths if name != START]
-    if START not in lengths or not names or any(name not in lengths for name in names):
+    names = chosen.checkpoints if chosen else tuple(changes)
+    if not names or any(name not in changes for name in names):
         return None
-    return statistics.fmean(lengths[name] for name in names) - lengths[START]
+    mean = _estimate(changes[name] for name in names)
+    return Interval(mean.value, mean.low, mean.high)
 
 
 def _estimate(intervals: Iterable[Interval]) -> Estimate:
     found = list(intervals)
     value, low, high = (statistics.fmean(getattr(one, name) for one in found) for name in ("value", "low", "high"))
-    between = statistics.stdev(one.value for one in found) if len(found) > 1 else None
+    between = float(np.std([one.value for one in found], ddof=1)) if len(found) > 1 else None
     return Estimate(value, low, high, between)
 
 
 def _estimate_or_none(intervals: Iterable[Interval]) -> Estimate | None:
     found = list(intervals)
     return _estimate(found) if found else None
-
-
-def _plain(values: Sequence[float]) -> Estimate | None:
-    if not values:
-        return None
-    return Estimate(statistics.fmean(values), between=statistics.stdev(values) if len(values) > 1 else None)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -151,8 +151,7 @@ def _csv_line(comparison: Comparison, row: Row, sheet: Sheet, category: str | No
         "chosen_on": comparison.chosen_on(sheet) if found.chosen else None,
         "chosen_checkpoints": "; ".join(found.chosen_names),
         **_numbers("chosen_gain", found.chosen),
-        "length_change": found.length.value if found.length else None,
-        "length_change_between_runs": found.length.between if found.length else None,
+        **_numbers("length_change", found.length),
     }
 
 

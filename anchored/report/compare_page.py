@@ -114,18 +114,22 @@ def _lede(comparison: Comparison) -> str:
 
 def _plot(comparison: Comparison, sheet: Sheet) -> Plot:
     shown = [(row, result.mean) for row in comparison.rows if (result := comparison.result(row, sheet))]
-    ends = [(row, mean, mean.value if mean.low is None else mean.low, mean.high) for row, mean in shown]
-    lows = [low for _, _, low, _ in ends]
-    highs = [mean.value if high is None else high for _, mean, _, high in ends]
-    least, most = min(0.0, *lows), max(0.0, *highs)
+    least = min(0.0, *(mean.low for _, mean in shown))
+    most = max(0.0, *(mean.high for _, mean in shown))
     span = (most - least) or 1.0
 
     def place(value: float) -> float:
         return round(2 + 96 * (value - least) / span, 2)
 
     bars = [
-        Bar(row.name, points(mean.value), place(mean.value), place(low), round(place(high) - place(low), 2))
-        for (row, mean), low, high in zip(shown, lows, highs, strict=True)
+        Bar(
+            row.name,
+            points(mean.value),
+            place(mean.value),
+            place(mean.low),
+            round(place(mean.high) - place(mean.low), 2),
+        )
+        for row, mean in shown
     ]
     return Plot(
         sheet_labels(comparison.sheets)[sheet],

@@ -13,7 +13,7 @@ from typing import Literal
 
 from anchored.report.compare import Comparison, Estimate, Result, Row, Sheet
 from anchored.report.differences import Differences, Field
-from anchored.report.tables import Table, duration, signed
+from anchored.report.tables import Table, characters, duration, signed
 
 Mark = Literal["", "*", "**"]
 """Best of its data set; best of all."""
@@ -146,9 +146,10 @@ def improvement_notes(comparison: Comparison, grids: Sequence[Grid], marks: str)
     below = ", with 95 % paired bootstrap intervals over questions" if any(cell.under for cell in cells) else ""
     told = [f"Points gained on each run's own starting model{below}."]
     if _MAX in names:
-        most = max(result.checkpoints for result in results)
+        counts = sorted({result.checkpoints for result in results})
+        many = f"{counts[-1]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         told.append(
-            f"{_MAX}: the best of {most} checkpoints, picked on these very questions, which flatters it"
+            f"{_MAX}: the best of {many} checkpoints, picked on these very questions, which flatters it"
             f"{' (the interval allows for that)' if below else ''}. {_MEAN}: over checkpoints."
         )
     ons = dict.fromkeys(on for sheet in comparison.sheets if (on := comparison.chosen_on(sheet)))
@@ -349,8 +350,9 @@ def _mean_cell(result: Result, number: Estimate) -> Cell:
 
 
 def _length_cell(_: Result, number: Estimate) -> Cell:
-    spread = f"±{number.between:,.0f}" if number.between is not None else ""
-    return Cell(f"{number.value:+,.0f}".replace("-", "−"), under=spread)
+    spread = f" ±{number.between:,.0f}" if number.between is not None else ""
+    interval = f"[{characters(number.low)}, {characters(number.high)}]"
+    return Cell(characters(number.value), under=f"{interval}{spread}")
 
 
 def _score_cell(number: Estimate | None) -> Cell:

@@ -76,12 +76,53 @@ def differences(comparison: Comparison) -> Differences:
     store = {entry: _Resamples(entry) for entry in comparison.entries}
     fields, notes = [], []
     for sheet in comparison.sheets:
-        shared = _sharing(comparison.rows, sheet, store)
-        notes += _apart(sheet, comparison.rows, shared, store)
-        on = comparison.chosen_on(sheet)
-        for rows in shared.values():
-            fields += [found for of in ("mean", "chosen") if (found := _field(sheet, of, on, rows, store)) is not None]
+        for of in ("mean", "chosen"):
+            on = comparison.chosen_on(sheet) if of == "chosen" else None
+            asked = {
+                entry: one
+                for entry in comparison.entries
+                if sheet in entry.sheets and (one := _asked(entry, sheet, on)) is not None
+            }
+            if of == "chosen" and on is None:
+                continue
+            shared = _sharing(comparison.rows, asked, store)
+            if of == "mean":
+                notes += _apart(sheet, comparison.rows, shared, asked, store)
+            for rows in shared.values():
+                measured = [_measured(row, asked, store) for row in rows]
+                found = _field(sheet, of, on, rows, measured)
+                fields += [found] if found else []
     return Differences(tuple(fields), (*_problems(store), *notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A run's improvement, and in which resamples it is measured again."""
+
+    improvement: float
+    checkpoints: tuple[str, ...]
+    """Of which it is the mean."""
+    key: str
+    """Of the resamples whose questions are those that the improvement is of."""
+
+
+def _asked(entry: Entry, sheet: Sheet, on: str | None) -> _Asked | None:
+    """The mean over checkpoints, or over those chosen `on` a benchmark; None where no resamples are of it."""
+    if on is None:
+        return _Asked(entry.sheets[sheet].mean.value, entry.evaluated.trained, _key(sheet.benchmark, sheet.view))
+    chosen = chosen_checkpoints(entry, sheet, on)
+    if chosen and chosen.left_out:
+        # the whole view asks more than `chosen` does; another one may ask just what is left
+        wanted = (on, sheet.benchmark, chosen.checkpoints, chosen.n, 0)
+        chosen = next(
+            (
+                one
+                for one in entry.evaluated.chosen
+                if (one.on, one.benchmark, one.checkpoints, one.n, one.left_out) == wanted
+            ),
+            None,
+        )
+    return _Asked(chosen.gain.value, chosen.checkpoints, _key(chosen.benchmark, chosen.view)) if chosen else None
 
 
 class _Resamples:
@@ -91,7 +132,7 @@ class _Resamples:
         self.problem = ""
         self.checkpoints: list[str] = []
         self.draws: Mapping[str, str] = {}
-        self._path = entry.run.folder / "resamples.npz"
+        self._path = entry.run.resamples
         if not self._path.exists():
             self.problem = (
                 "no resamples.npz (an older version evaluated it), so no paired difference; evaluate again with "
@@ -104,14 +145,18 @@ class _Resamples:
         except (DataError, ValueError, KeyError, TypeError) as error:
             self.problem = f"resamples.npz cannot be read ({one_line(error)}), so no paired difference; evaluate again"
 
-    def draw(self, sheet: Sheet) -> str | None:
-        return self.draws.get(_key(sheet))
-
-    def scores(self, sheet: Sheet) -> Float[ndarray, "resamples checkpoints"]:
-        found = _load(self._path, _key(sheet))
-        if found.ndim != 2 or found.shape[1] != len(self.checkpoints) or not np.isfinite(found).all():
-            raise DataError(f"{self._path}: {_key(sheet)!r} is not a table of scores")
-        return found
+    def gains(self, asked: _Asked) -> Float[ndarray, " resamples"] | None:
+        """The improvement in each resample, NaN where one drew nothing with a grade; None where it cannot be had."""
+        try:
+            scores = _load(self._path, asked.key)
+            places = [self.checkpoints.index(name) for name in asked.checkpoints]
+            start = self.checkpoints.index(START)
+            return scores[:, places].mean(axis=1, dtype=float) - scores[:, start]
+        except (DataError, ValueError, IndexError, TypeError) as error:
+            self.problem = (
+                f"resamples.npz is not of this run ({one_line(error)}), so no paired difference; evaluate again"
+            )
+            return None
 
 
 def _problems(store: Mapping[Entry, _Resamples]) -> list[str]:
@@ -131,26 +176,32 @@ def _load(path: Path, key: str) -> ndarray[Any, Any]:
         raise DataError(f"{path}: {one_line(error)}") from None
 
 
-def _key(sheet: Sheet) -> str:
-    return f"{sheet.benchmark}\t{sheet.view}"
+def _key(benchmark: str, view: str) -> str:
+    return f"{benchmark}\t{view}"
 
 
-def _sharing(rows: Sequence[Row], sheet: Sheet, store: Mapping[Entry, _Resamples]) -> dict[str, list[Row]]:
-    """Rows by the draw that all their runs on the sheet share."""
+def _sharing(
+    rows: Sequence[Row], asked: Mapping[Entry, _Asked], store: Mapping[Entry, _Resamples]
+) -> dict[str, list[Row]]:
+    """Rows by the draw that all their runs share, as far as they have what is asked."""
     shared: dict[str, list[Row]] = {}
     for row in rows:
-        draws = _draws(row, sheet, store)
+        draws = _draws(row, asked, store)
         if len(draws) == 1 and (draw := draws.pop()):
             shared.setdefault(draw, []).append(row)
     return shared
 
 
-def _draws(row: Row, sheet: Sheet, store: Mapping[Entry, _Resamples]) -> set[str | None]:
-    return {store[entry].draw(sheet) for entry in row.entries if sheet in entry.sheets}
+def _draws(row: Row, asked: Mapping[Entry, _Asked], store: Mapping[Entry, _Resamples]) -> set[str | None]:
+    return {store[entry].draws.get(asked[entry].key) for entry in row.entries if entry in asked}
 
 
 def _apart(
-    sheet: Sheet, rows: Sequence[Row], shared: Mapping[str, Sequence[Row]], store: Mapping[Entry, _Resamples]
+    sheet: Sheet,
+    rows: Sequence[Row],
+    shared: Mapping[str, Sequence[Row]],
+    asked: Mapping[Entry, _Asked],
+    store: Mapping[Entry, _Resamples],
 ) -> list[str]:
     """Which rows cannot be compared with which, and why."""
     paired = {row for members in shared.values() for row in members}
@@ -161,7 +212,7 @@ def _apart(
             f"{sheet.benchmark}: no paired difference between rows of different resamples ({groups}). They are one "
             "where runs answered the same questions, with one evaluate.seed and one evaluate.resamples."
         )
-    mixed = [row.name for row in rows if row not in paired and len(_draws(row, sheet, store) - {None}) > 1]
+    mixed = [row.name for row in rows if row not in paired and len(_draws(row, asked, store) - {None}) > 1]
     if mixed:
         told.append(
             f"{sheet.benchmark}: the runs of {several(mixed)} do not share their resamples, so no paired difference; "
@@ -170,69 +221,39 @@ def _apart(
     return told
 
 
-def _field(
-    sheet: Sheet, of: Of, on: str | None, rows: Sequence[Row], store: Mapping[Entry, _Resamples]
-) -> Field | None:
-    """None where fewer than two rows have what is compared."""
-    measured = [(row, found) for row in rows if (found := _measured(row, sheet, of, on, store)) is not None]
-    if len(measured) < 2:
-        return None
-    measured.sort(key=lambda one: -one[1].value)
-    values = [found.value for _, found in measured]
-    pairs = _pairs(np.array(values), np.stack([found.resampled for _, found in measured], axis=1))
-    return Field(
-        sheet, of, on if of == "chosen" else None, tuple(row for row, _ in measured), tuple(values), tuple(pairs)
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Measured:
+    """The mean over a row's runs of an improvement, with what it is in each resample."""
+
     value: float
     resampled: Float[ndarray, " resamples"]
 
 
-def _measured(row: Row, sheet: Sheet, of: Of, on: str | None, store: Mapping[Entry, _Resamples]) -> _Measured | None:
-    """The mean over a row's runs of an improvement, with what it is in each resample."""
-    each = []
-    for entry in row.entries:
-        if sheet not in entry.sheets:
-            continue
-        found = _of_run(entry, sheet, of, on, store[entry])
-        if found is None:
-            return None
-        each.append(found)
-    if not each or len({len(found.resampled) for found in each}) > 1:
+def _measured(row: Row, asked: Mapping[Entry, _Asked], store: Mapping[Entry, _Resamples]) -> _Measured | None:
+    runs = [entry for entry in row.entries if entry in asked]
+    gains = [store[entry].gains(asked[entry]) for entry in runs]
+    known = [one for one in gains if one is not None]
+    if len(known) < len(runs) or len({len(one) for one in known}) > 1:
         return None
-    return _Measured(
-        float(np.mean([found.value for found in each])), np.mean([found.resampled for found in each], axis=0)
-    )
+    return _Measured(float(np.mean([asked[entry].improvement for entry in runs])), np.mean(known, axis=0))
 
 
-def _of_run(entry: Entry, sheet: Sheet, of: Of, on: str | None, resamples: _Resamples) -> _Measured | None:
-    names = resamples.checkpoints
-    if START not in names:
+def _field(
+    sheet: Sheet, of: Of, on: str | None, rows: Sequence[Row], measured: Sequence[_Measured | None]
+) -> Field | None:
+    """None where fewer than two rows have what is compared."""
+    known = [(row, found) for row, found in zip(rows, measured, strict=True) if found]
+    if len(known) < 2 or len({len(found.resampled) for _, found in known}) > 1:
         return None
-    if of == "mean":
-        value, wanted = entry.sheets[sheet].mean.value, [name for name in names if name != START]
-    else:
-        chosen = chosen_checkpoints(entry, sheet, on)
-        # without the questions that both ask, it is of other draws than the whole
-        if chosen is None or chosen.left_out:
-            return None
-        value, wanted = chosen.gain.value, list(chosen.checkpoints)
-    if not wanted or not set(wanted) <= set(names):
-        return None
-    try:
-        scores = resamples.scores(sheet)
-    except DataError as error:
-        resamples.problem = f"{one_line(error)}, so no paired difference; evaluate again"
-        return None
-    places = [names.index(name) for name in wanted]
-    return _Measured(value, scores[:, places].mean(axis=1) - scores[:, names.index(START)])
+    known.sort(key=lambda one: -one[1].value)
+    values = [found.value for _, found in known]
+    pairs = _pairs(np.array(values), np.stack([found.resampled for _, found in known], axis=1))
+    return Field(sheet, of, on, tuple(row for row, _ in known), tuple(values), tuple(pairs))
 
 
 def _pairs(values: Float[ndarray, " rows"], resampled: Float[ndarray, "resamples rows"]) -> list[Difference]:
     """All pairs of rows that stand from the best to the worst."""
+    resampled = resampled[np.isfinite(resampled).all(axis=1)]
     places = list(combinations(range(len(values)), 2))
     better, worse = np.array(places).T
     gaps = values[better] - values[worse]

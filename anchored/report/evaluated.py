@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from anchored.errors import DataError
+from anchored.records import START, STRONGER
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its 95 % interval, in percent or percentage points."""
+    """An estimate with its 95 % interval."""
 
     value: FiniteFloat
     low: FiniteFloat
@@ -67,8 +68,8 @@ class Stronger:
     model: str
     gap: Interval
     """Points."""
-    closed: Mapping[str, Interval]
-    """Percent of the gap, by checkpoint."""
+    closed: Mapping[str, Interval | None]
+    """Percent of the gap, by checkpoint; None where there may as well be no gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,18 @@ class Evaluated:
     chosen: tuple[Chosen, ...] = ()
     lengths: Mapping[str, Mapping[str, FiniteFloat]] = field(default_factory=dict)
     """Mean characters per answer, by benchmark and checkpoint."""
+    length_changes: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    """By how many characters answers are longer than the starting model's, by benchmark and checkpoint."""
     stronger: tuple[Stronger, ...] = ()
     notes: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     """What to know before trusting a checkpoint's score, by benchmark and checkpoint."""
+    not_scored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Why a benchmark lacks scores."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The checkpoints of training, in order."""
+        return tuple(name for name in self.checkpoints if name not in (START, STRONGER))
 
     def gain(self, benchmark: str, view: str, category: str | None = None) -> Gain | None:
         wanted = (benchmark, view, category)

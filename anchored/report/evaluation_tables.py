@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 
 from anchored.records import START
 from anchored.report.evaluated import Evaluated, Interval
 from anchored.report.scoreboard import Scoreboard
-from anchored.report.tables import Table, signed
+from anchored.report.tables import Table, characters, signed
 
 
 def evaluation_tables(evaluated: Evaluated) -> list[Table]:
@@ -45,25 +44,23 @@ def chosen_table(evaluated: Evaluated) -> Table:
 def length_table(evaluated: Evaluated) -> Table:
     """Characters per answer, and how training changed them."""
     rows = []
-    for benchmark, lengths in evaluated.lengths.items():
-        start = lengths.get(START, math.nan)
-        changes = {name: length - start for name, length in lengths.items() if name != START}
-        if changes and START in lengths:
-            longest, last = max(changes, key=lambda name: abs(changes[name])), list(changes)[-1]
+    for benchmark, changes in evaluated.length_changes.items():
+        if changes:
+            most, last = max(changes, key=lambda name: abs(changes[name].value)), list(changes)[-1]
             rows.append(
                 (
                     benchmark,
-                    f"{start:,.0f}",
-                    _whole(statistics.fmean(changes.values())),
-                    f"{_whole(changes[last])} ({last})",
-                    f"{_whole(changes[longest])} ({longest})",
+                    f"{evaluated.lengths.get(benchmark, {}).get(START, 0):,.0f}",
+                    characters(statistics.fmean(change.value for change in changes.values())),
+                    f"{_length(changes[last])} ({last})",
+                    f"{_length(changes[most])} ({most})",
                 )
             )
     return Table(
         "Length of the answers",
         ("benchmark", "starting model", "mean change", "last", "largest change"),
         tuple(rows),
-        note="Characters per answer. Judges that compare answers favour longer ones.",
+        note="Characters per answer, with 95 % intervals. A judge that compares answers favours longer ones.",
     )
 
 
@@ -71,17 +68,18 @@ def stronger_table(evaluated: Evaluated) -> Table:
     """How much of the distance to a stronger model is made up."""
     rows = []
     for one in evaluated.stronger:
-        if one.closed:
-            best, last = max(one.closed, key=lambda name: one.closed[name].value), list(one.closed)[-1]
-            rows.append(
-                (
-                    f"{one.benchmark} · {one.view}",
-                    one.model,
-                    gain(one.gap),
-                    f"{_share(one.closed[best])} ({best})",
-                    f"{_share(one.closed[last])} ({last})",
-                )
+        known = {name: share for name, share in one.closed.items() if share}
+        best = max(known, key=lambda name: known[name].value, default=None)
+        last = list(one.closed)[-1] if one.closed else None
+        rows.append(
+            (
+                f"{one.benchmark} · {one.view}",
+                one.model,
+                gain(one.gap),
+                f"{_share(known[best])} ({best})" if best else "no gap to speak of",
+                f"{_share(known[last])} ({last})" if last in known else "",
             )
+        )
     return Table(
         "Gap to a stronger model",
         ("benchmark", "stronger model", "gap", "closed by the best", "by the last"),
@@ -98,6 +96,7 @@ def notes_table(evaluated: Evaluated) -> Table:
         for checkpoint, texts in found.items()
         for text in texts
     ]
+    rows += [(benchmark, "", text) for benchmark, texts in evaluated.not_scored.items() for text in texts]
     return Table("Before you trust these scores", ("benchmark", "checkpoint", "note"), tuple(rows))
 
 
@@ -139,5 +138,5 @@ def _share(interval: Interval) -> str:
     return f"{interval.value:.0f} % [{interval.low:.0f}, {interval.high:.0f}]".replace("-", "−")
 
 
-def _whole(characters: float) -> str:
-    return f"{round(characters):+,}".replace("-", "−")
+def _length(change: Interval) -> str:
+    return f"{characters(change.value)} [{characters(change.low)}, {characters(change.high)}]"

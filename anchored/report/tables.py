@@ -183,6 +183,11 @@ def signed(points: float | None) -> str:
     return f"{round(points, 1) + 0:+.1f}".replace("-", "−")
 
 
+def characters(difference: float) -> str:
+    """A difference in characters with its sign."""
+    return f"{round(difference):+,}".replace("-", "−")
+
+
 def duration(seconds: float) -> str:
     """41 s, 6 min 40 s, 12 h 31 min."""
     whole = round(seconds)

@@ -174,11 +174,12 @@ def paper_run(root: Path, line: Sequence[str]) -> Run:
         gain, longer = float(numbers[6]), float(numbers[7])
         view = "length-controlled"
         scores += scored(ALPACA, view, 22.92, 22.92 + gain, version="805", n=805)
-        rows.append(improvement(ALPACA, view, gain + 1, gain, 1.0))
+        rows.append(improvement(ALPACA, view, gain + 1, gain, 1.0, n=805))
         names = ["epoch-06", "epoch-07"]
         chosen = {"on": ME_0601, "on_view": "official", "checkpoints": names, "benchmark": ALPACA, "view": view}
         summary["chosen"] = [{**chosen, "n": 805, "left_out": 0, "gain": around(gain)}]
         summary["lengths"] = {ALPACA: {"start": 2000.0, "epoch-06": 1990.0 + longer, "epoch-07": 2010.0 + longer}}
+        summary["length_changes"] = {ALPACA: {"epoch-06": around(longer - 10, 90), "epoch-07": around(longer + 10, 90)}}
     else:
         hours, minutes, rest = map(int, numbers[6].split(":"))
         seconds = 3600 * hours + 60 * minutes + rest
