@@ -468,6 +468,23 @@ def _notes(rows: Sequence[Row], sheets: Sequence[Sheet]) -> Iterable[str]:
         if entry.run.metrics.exists() and not entry.contents.summary("train"):
             yield f"{entry.name}: its training has not come to its end; its checkpoints so far are compared"
     yield from _starting_models(entries, sheets)
+    yield from _choices(entries, sheets)
+
+
+def _choices(entries: Sequence[Entry], sheets: Sequence[Sheet]) -> Iterable[str]:
+    """Where the chosen checkpoints of runs were not chosen alike."""
+    for sheet in sheets:
+        ways: dict[str, list[str]] = {}
+        for entry in entries:
+            chosen = entry.evaluated.chosen_for(sheet.benchmark, sheet.view) if sheet in entry.sheets else None
+            if chosen:
+                ways.setdefault(f"the best {len(chosen.checkpoints)} on {chosen.on}", []).append(entry.name)
+        if len(ways) > 1:
+            told = "; ".join(f"{way} ({several(names)})" for way, names in ways.items())
+            yield (
+                f"{sheet.benchmark}: checkpoints were not chosen alike: {told}. Set evaluate.select.on and "
+                "evaluate.select.take alike, and evaluate again with --redo evaluate."
+            )
 
 
 def _starting_models(entries: Sequence[Entry], sheets: Sequence[Sheet]) -> Iterable[str]:

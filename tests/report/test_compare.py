@@ -574,3 +574,64 @@ def test_the_terminal_gets_the_tables_in_the_papers_order(paper: Comparison, riv
         "Differences: quiz, mean over checkpoints",
         "Differences: quiz, checkpoints chosen on other",
     ]
+
+
+# what may be told of checkpoints chosen elsewhere
+
+
+def test_where_another_view_asks_just_the_questions_that_are_left_its_resamples_are_taken(tmp_path: Path) -> None:
+    runs = {}
+    for n, objective in enumerate(("dpo", "apo-zero")):
+        run = known_run(
+            tmp_path / objective,
+            recipe("clair", objective),
+            plain_grades(0.4, 0.1 + n / 5, 0.2 + n / 5, seed=n),
+            chosen=["epoch-02"],
+        )
+        runs[objective] = run
+        path = run.folder / "stages/evaluate.json"
+        summary = json.loads(path.read_text())
+        (rest,) = summary["chosen"]
+        whole = {**rest, "view": "grade", "left_out": 9}
+        summary["chosen"] = [whole, {**rest, "view": "rest"}]
+        path.write_text(json.dumps(summary))
+        resamples = run.folder / "resamples.npz"
+        with np.load(resamples) as stored:
+            meta = json.loads(stored["meta"].tobytes())
+            arrays = {"quiz\tgrade": stored["quiz\tgrade"] + 1, "quiz\trest": stored["quiz\tgrade"]}
+        meta["draws"]["quiz\trest"] = "of the rest"
+        with open(resamples, "wb") as file:
+            np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+    of_chosen = next(field for field in differences(compared(*runs.values())).fields if field.of == "chosen")
+    (pair,) = of_chosen.pairs
+    drawn = runs["apo-zero"].gains([2]) - runs["dpo"].gains([2])
+    assert (pair.points.low, pair.points.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+
+
+def test_resamples_that_drew_nothing_graded_are_left_out_for_all(rivals: dict[str, Known]) -> None:
+    path = rivals["near"].folder / "resamples.npz"
+    with np.load(path) as stored:
+        arrays = {name: stored[name].copy() for name in stored.files}
+    arrays["quiz\tgrade"][:7] = np.nan
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+    field = differences(compared(*rivals.values())).fields[0]
+    names = [row.entries[0].name for row in field.rows]
+    pair = field.between(names.index("far"), names.index("nearer"))
+    drawn = (rivals["far"].gains([1, 2, 3]) - rivals["nearer"].gains([1, 2, 3]))[7:]
+    assert (pair.points.low, pair.points.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+
+
+def test_checkpoints_that_were_not_chosen_alike_are_named(tmp_path: Path) -> None:
+    runs = [
+        known_run(
+            tmp_path / str(n),
+            recipe("clair", "dpo", train__objective__beta=n + 1),
+            plain_grades(0.4, 0.1, 0.2, seed=n),
+            chosen=["epoch-01", "epoch-02"][: n + 1],
+        )
+        for n in (0, 1)
+    ]
+    (note,) = [one for one in compared(*runs).notes if "not chosen alike" in one]
+    assert "the best 1 on other (0); the best 2 on other (1)" in note
+    assert "evaluate.select.take" in note
