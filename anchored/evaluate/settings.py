@@ -20,6 +20,8 @@ class GreedySettings(LocalSampling):
 class GraderSettings(EndpointSettings):
     """The model that grades answers, for the benchmarks that need one."""
 
+    how_only: ClassVar[frozenset[str]] = EndpointSettings.how_only | {"most_failed"}
+
     temperature: float = Field(default=0.0, ge=0, le=2)
     """0 is greedy; MixEval's own judge draws at 1."""
     max_tokens: int = Field(default=999, ge=1)
