@@ -97,7 +97,7 @@ class Grid:
         # a long name may be broken where it has parts
         columns = [" ".join(filter(None, (column.over.replace("/", "/\n"), column.name))) for column in self.columns]
         rows = [(*line.labels, *map(_plain_cell, line.cells)) for line in self.lines]
-        return Table(self.title, (*self.labels, *columns), tuple(rows), self.note)
+        return Table(self.title, (*self.labels, *columns), tuple(rows), self.note, len(self.labels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +230,7 @@ def difference_table(field: Field, sheets: Sequence[Sheet]) -> Table:
         f"Differences: {field_label(field, sheets)}",
         ("row", "gains more than", "points", "95 %", "more than chance?"),
         tuple(rows),
+        names=2,
     )
 
 

@@ -52,12 +52,13 @@ MEANINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of finished text; the first column names the row."""
+    """Rows of finished text; the first column, or as many as `names`, name the row."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    names: int = 1
 
     def is_numeric(self, column: int) -> bool:
         """Whether a column holds numbers, which stand to the right."""
