@@ -11,6 +11,7 @@ from anchored.report.compare import SHOWN_OTHERWISE, Comparison, Sheet, spelt
 from anchored.report.compare_tables import (
     DIFFERENCE_NOTE,
     breakdown_grids,
+    conclusion,
     counted,
     field_label,
     improvement_grids,
@@ -75,6 +76,7 @@ class Matrix:
     title: str
     names: tuple[str, ...]
     lines: tuple[MatrixLine, ...]
+    conclusion: str
 
 
 def comparison_page(comparison: Comparison, found: Differences) -> str:
@@ -150,7 +152,7 @@ def _matrix(field: Field, comparison: Comparison) -> Matrix:
         )
         for place, name in enumerate(names[:-1])
     ]
-    return Matrix(field_label(field, comparison.sheets), tuple(names), tuple(lines))
+    return Matrix(field_label(field, comparison.sheets), tuple(names), tuple(lines), conclusion(field))
 
 
 def _cell(pair: Difference | None) -> MatrixCell | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from string import ascii_lowercase
 from typing import Literal
 
-from anchored.report.compare import Comparison, Estimate, Result, Row, Sheet
+from anchored.report.compare import Comparison, Estimate, Result, Row, Sheet, several
 from anchored.report.differences import Differences, Field
 from anchored.report.tables import Table, characters, duration, signed
 
@@ -232,6 +232,16 @@ def difference_table(field: Field, sheets: Sequence[Sheet]) -> Table:
         tuple(rows),
         names=2,
     )
+
+
+def conclusion(field: Field) -> str:
+    """In a sentence, what the row that gains most may be said to be better than."""
+    found: dict[str, list[str]] = {}
+    for pair in field.pairs:
+        if pair.better == 0:
+            found.setdefault(verdict(pair.holds, pair.holds_among_all), []).append(field.rows[pair.worse].name)
+    told = "; ".join(f"{answer}, against {several(names)}" for answer, names in found.items())
+    return f"{field.rows[0].name} gains most. More than chance? {told[:1].upper()}{told[1:]}."
 
 
 def field_label(field: Field, sheets: Sequence[Sheet]) -> str:

@@ -40,6 +40,7 @@ from anchored.report.compare_files import comparison_csv, comparison_latex, diff
 from anchored.report.compare_tables import (
     Grid,
     breakdown_grid,
+    conclusion,
     difference_table,
     improvement_grids,
     improvement_notes,
@@ -401,6 +402,9 @@ def test_differences_are_paired_over_the_questions_of_each_resample(rivals: dict
     assert verdicts["far", "near"]
     assert verdicts["far", "nearer"]
     assert sum(verdicts.values()) == 2
+    best = "clair · dpo · beta=0.3"
+    others = "clair · dpo · beta=0.06, clair · dpo · beta=0.05"
+    assert conclusion(of_mean) == f"{best} gains most. More than chance? Yes, among all, against {others}."
 
 
 def test_a_row_of_several_runs_is_compared_by_their_mean(tmp_path: Path) -> None:
