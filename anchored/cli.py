@@ -259,11 +259,13 @@ def compare(
     """Runs side by side (the paper's Tables 2, 4 and 5): what each data set and objective gained, and what differs."""
     from anchored.recipe import shaping
     from anchored.report import compare as runs_of
-    from anchored.report.compare_files import Outputs, write_outputs
+    from anchored.report.compare_files import Outputs, check_outputs, write_outputs
     from anchored.report.compare_tables import terminal_tables
     from anchored.report.differences import differences
     from anchored.terminal import print_table
 
+    outputs = Outputs(csv, latex, html)
+    check_outputs(outputs)
     found = runs_of.compare(runs, shaping, view or (), each=each)
     between = differences(found)
     tables = terminal_tables(found, between, intervals=intervals)
@@ -273,7 +275,7 @@ def compare(
         _say(note)
     for one in found.left_out:
         _say(f"Not compared: {one}")
-    for path in write_outputs(found, between, Outputs(csv, latex, html), intervals=intervals):
+    for path in write_outputs(found, between, outputs, intervals=intervals):
         _say(f"Written: {path}")
 
 

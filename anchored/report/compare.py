@@ -312,7 +312,7 @@ def _entry(folder: Path, shaping: Shaping) -> Entry:
             f"{folder}: its evaluation has not come to its end; `{stage_command(run, 'evaluate')}` goes on with it"
         )
     evaluated = contents.evaluated
-    if not evaluated.improvement:
+    if not any(gain.category is None for gain in evaluated.improvement):
         raise DataError(
             f"{folder}: only its starting model is scored, so there is no improvement to compare; train it "
             f"(`{stage_command(run, 'train')}`), then evaluate again"

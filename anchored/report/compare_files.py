@@ -7,9 +7,11 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from anchored.errors import DataError
 from anchored.report.compare import Comparison, Estimate, Row, Sheet
 from anchored.report.compare_page import comparison_page
 from anchored.report.compare_tables import (
@@ -59,8 +61,20 @@ class Outputs:
     html: Path | None = None
 
 
+def check_outputs(to: Outputs) -> None:
+    """Raise DataError where a file cannot be written, before anything is made for it."""
+    given = {name: path for name, path in (("csv", to.csv), ("latex", to.latex), ("html", to.html)) if path}
+    for name, path in given.items():
+        if path.is_dir():
+            raise DataError(f"--{name} {path}: is a folder; give the name of a file")
+    for (name, path), (other, place) in combinations(given.items(), 2):
+        if path.resolve() == place.resolve():
+            raise DataError(f"--{name} and --{other} are the same file, {path}; give each its own")
+
+
 def write_outputs(comparison: Comparison, found: Differences, to: Outputs, *, intervals: bool = True) -> list[Path]:
     """Write what is asked for, and return the files; differences get a CSV of their own, if there are any."""
+    check_outputs(to)
     files = {}
     if to.csv:
         files[to.csv] = comparison_csv(comparison)

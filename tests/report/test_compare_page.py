@@ -116,6 +116,12 @@ def test_the_command_says_what_is_wrong(folders: list[Path], tmp_path: Path) -> 
     view = anchored("compare", folders[0], "--view", "strict")
     assert view.code == 2
     assert "--view strict" in view.err
+    for option in ("--csv", "--latex", "--html"):
+        over = anchored("compare", folders[0], option, folders[1])
+        assert (over.code, "is a folder" in over.err, over.out) == (2, True, "")
+    assert (folders[1] / "recipe.yaml").exists()
+    twice = anchored("compare", folders[0], "--csv", tmp_path / "x", "--html", tmp_path / "x")
+    assert (twice.code, "the same file" in twice.err) == (2, True)
 
 
 def test_comparing_needs_no_torch(folders: list[Path]) -> None:
