@@ -222,6 +222,18 @@ def test_what_tells_rows_apart_stands_in_them_and_the_rest_does_not(tmp_path: Pa
     assert "train.device" not in found.differing
 
 
+def test_settings_of_stages_and_roles_that_a_run_does_not_use_make_no_row(tmp_path: Path) -> None:
+    settings = {
+        "a": recipe("clair", "dpo", train__data="org/pairs"),
+        "b": recipe("clair", "dpo", train__data="org/pairs", train__seed=1, create__sample={"top_p": 0.5}),
+        "c": recipe("clair", "dpo", create__judge={"model": "one"}),
+        "d": recipe("clair", "dpo", train__seed=1, create__judge={"model": "other"}),
+    }
+    runs = [known_run(tmp_path / n, one, plain_grades(0.4, 0.1, seed=ord(n))) for n, one in settings.items()]
+    rows = {row.name: [entry.name for entry in row.entries] for row in compared(*runs).rows}
+    assert rows == {"pairs · dpo": ["a", "b"], "clair · dpo": ["c", "d"]}
+
+
 def test_a_section_that_only_some_have_is_named_once(tmp_path: Path) -> None:
     lora = {"rank": 16, "alpha": 32.0}
     settings = {
