@@ -57,14 +57,27 @@ class MixEvalSettings(Settings):
     does."""
 
 
+class LmEvalSettings(Settings):
+    """Tasks of EleutherAI's lm-evaluation-harness (lm-eval), which are named in `benchmarks` as it names them."""
+
+    include: str | None = None
+    """A folder with tasks of your own, in lm-eval's YAML; one of a name that lm-eval has takes its place."""
+    fewshot: int | None = Field(default=None, ge=0)
+    """Examples before each question; null: as many as each task says. By lm-eval's rule a task that says 0 has none."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer to a task that does not say; lm-eval's own is 256."""
+    unsafe_code: bool = False
+    """Ask tasks too that run what the model writes (humaneval, mbpp). Nothing shields this machine from it."""
+
+
 class EvaluateSettings(Settings):
     """The `evaluate:` section of a recipe."""
 
     how_only: ClassVar[frozenset[str]] = frozenset()
 
     benchmarks: tuple[str, ...] = ()
-    """Names of benchmarks (pocket, mixeval-hard/2024-06-01, mixeval-hard/2024-08-11), or paths of question files (JSONL
-    with prompt, answer and, if you like, category)."""
+    """Names of benchmarks (pocket, mixeval-hard/2024-06-01, mixeval-hard/2024-08-11) and of lm-eval's tasks (ifeval,
+    gsm8k, mmlu, ...), or paths of question files (JSONL with prompt, answer and, if you like, category)."""
     checkpoints: Literal["all", "last"] = "all"
     """Which checkpoints answer beside the starting model; the paper takes every epoch's."""
     sample: GreedySettings = GreedySettings()
@@ -73,6 +86,8 @@ class EvaluateSettings(Settings):
     """Who grades the answers to MixEval-Hard."""
     mixeval: MixEvalSettings = MixEvalSettings()
     """MixEval-Hard."""
+    lm_eval: LmEvalSettings = LmEvalSettings()
+    """Tasks of lm-eval."""
     resamples: int = Field(default=2000, ge=100)
     """Bootstrap resamples behind each interval."""
     seed: int = 0
