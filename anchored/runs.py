@@ -44,6 +44,7 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.scores = self.folder / "scores.jsonl"
         self.answers = self.folder / "answers"
+        self.resamples = self.folder / "resamples.npz"
         self.report = self.folder / "report.html"
         self._done = self.folder / "stages"
 
@@ -121,7 +122,7 @@ class Run:
         return {
             "create": [self.pairs, self.held_out, self.refused],
             "train": [self.metrics, self.trajectories, self.checkpoints],
-            "evaluate": [self.scores, self.answers],
+            "evaluate": [self.scores, self.answers, self.resamples],
             "report": [self.report],
         }[stage]
 

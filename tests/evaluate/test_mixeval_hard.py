@@ -311,7 +311,7 @@ def test_a_judge_that_goes_down_is_a_clean_stop_and_nothing_is_asked_twice(
 
 def test_the_fingerprint_tells_judges_prompts_and_sampling_apart(clone: Path) -> None:
     def judged_by(**more: Any) -> str:
-        return MixEvalHard(VERSION, settings(clone, **more)).judged_by(None)
+        return MixEvalHard(VERSION, settings(clone, **more)).judged_by(None, {})
 
     plain = judged_by()
     assert plain.startswith("judge, own prompts ")

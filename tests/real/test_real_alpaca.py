@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anchored.evaluate import statistics
 from anchored.evaluate.alpaca_files import BASELINE, DIFFICULTY, AlpacaData, Annotation, read_data, read_outputs
 from anchored.evaluate.alpaca_score import leaderboard_row, overlap_of, score
 from anchored.evaluate.length_control import GamedRows, JudgedRows, Weights, length_controlled, predicted, refit
@@ -132,7 +133,7 @@ def test_refits_meet_what_the_official_package_and_an_exact_solver_give() -> Non
 def test_refits_to_resamples_spread_about_twice_as_far_as_the_official_error_says() -> None:
     rows = judged("claude-2")
     fit = length_controlled(rows, surrogate())
-    spread = refit(rows, surrogate(), fit.c, 400, 0)
+    spread = refit(rows, surrogate(), fit.c, statistics.draws(len(rows.gap), 400, 0))
     assert spread.mean() == pytest.approx(fit.win_rate, abs=0.3)
     assert 1.6 * fit.standard_error < spread.std() < 2.4 * fit.standard_error
 
@@ -196,5 +197,5 @@ def test_the_baseline_against_itself_is_one_half(data: AlpacaData, tmp_path: Pat
 
 
 def test_models_whose_answers_are_all_but_never_as_long_as_the_baselines_are_warned_of() -> None:
-    warned = {row["model"] for row in expected() if overlap_of(judged(row["model"])).extrapolates}
+    warned = {row["model"] for row in expected() if overlap_of(judged(row["model"]).gap).extrapolates}
     assert warned == {"alpaca-7b", "gpt-3.5-turbo-1106", "gpt-3.5-turbo-1106_concise", "gpt4_0613_concise"}
