@@ -88,6 +88,7 @@ def make_plan(recipe: Recipe, folder: Path) -> Plan:
     notes = _Notes()
     settings, model = recipe.train, pipeline.model_of(recipe)
     pipeline.check_template(recipe)
+    pipeline.check_evaluation(recipe)
     sketch = sketch_policy(model, settings)
     examples, data = _data(recipe, sketch, notes)
     row = estimate.fullest_row(examples, settings, sketch.tokens_per_batch)

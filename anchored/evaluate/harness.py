@@ -18,7 +18,7 @@ import numpy as np
 
 from anchored.errors import AnchoredError, EvaluationError, ReplyError
 from anchored.evaluate import statistics
-from anchored.evaluate.benchmark import CUT, NO_ANSWER, Answered, Examinee, Examining, Grade, Graded, Item, Rows, Sample, View
+from anchored.evaluate.benchmark import CUT, NO_ANSWER, Examinee, Examining, Grade, Graded, Item, Rows, Sample, View
 from anchored.evaluate.harness_measures import Measured, has_a_score, item_id, measured, unusable
 from anchored.evaluate.harness_tasks import load_tasks, quiet
 from anchored.evaluate.settings import EvaluateSettings
@@ -45,8 +45,8 @@ class Harness(Examining):
         if not has_a_score(self._tasks):
             why = "; ".join(f"{metric}: {reason}" for metric, reason in unusable(self._tasks).items())
             raise EvaluationError(
-                f"evaluate.benchmarks: {name} has no score that is a mean of grades from 0 to 1 ({why}); measure it with "
-                "lm-eval's own command"
+                f"evaluate.benchmarks: {name} has no score that is a mean of grades from 0 to 1 ({why}); measure it "
+                "with lm-eval's own command"
             )
         self._items: dict[str, Item] = {}
         self._measured: dict[str, Measured] = {}
@@ -62,11 +62,6 @@ class Harness(Examining):
     def items(self) -> Sequence[Item]:
         """The questions, which are known when a model has been asked them."""
         return tuple(self._items.values())
-
-    async def grade_all(
-        self, answers: Sequence[Answered], judge: Chat | None, on_grade: Callable[[], None]
-    ) -> list[Grade]:
-        raise NotImplementedError("lm-eval grades what it has asked")
 
     def judged_by(self, judge: Chat | None, rows: Rows) -> str:
         return ""
@@ -87,7 +82,7 @@ class Harness(Examining):
         bridge = _Bridge(f"{self.name}: {model.name}", progress)
         asking = partial(
             _asking_model,
-            partial(bridge.ask, lambda: model.chat),
+            partial(bridge.ask, model.chat),
             partial(bridge.ask, model.likelihoods),
             max_tokens=self._settings.max_tokens,
             seed=self._seed,
@@ -184,11 +179,12 @@ class _Bridge:
         self._pending: Future[list[Reply | ReplyError]] | None = None
         self._ended = False
 
-    def ask(self, open_chat: Callable[[], Chat], requests: Sequence[Request]) -> list[Reply | ReplyError]:
+    def ask(self, chat: Chat | None, requests: Sequence[Request]) -> list[Reply | ReplyError]:
         """All replies. Called in lm-eval's thread."""
+        assert chat is not None, "what needs likelihoods is given them"
         if self._ended:
             raise asyncio.CancelledError
-        self._pending = asyncio.run_coroutine_threadsafe(self._ask(open_chat, requests), self._loop)
+        self._pending = asyncio.run_coroutine_threadsafe(self._ask(chat, requests), self._loop)
         return self._pending.result()
 
     def end(self) -> None:
@@ -197,9 +193,9 @@ class _Bridge:
         if self._pending:
             self._pending.cancel()
 
-    async def _ask(self, open_chat: Callable[[], Chat], requests: Sequence[Request]) -> list[Reply | ReplyError]:
+    async def _ask(self, chat: Chat, requests: Sequence[Request]) -> list[Reply | ReplyError]:
         self._progress.start(self._task, len(requests))
-        replies = await ask_all(open_chat(), requests, on_reply=lambda _index, _reply: self._progress.advance(self._task))
+        replies = await ask_all(chat, requests, on_reply=lambda _index, _reply: self._progress.advance(self._task))
         self._progress.finish(self._task)
         if all(isinstance(reply, ReplyError) for reply in replies):
             raise EvaluationError(f"{self._task}: no item got an answer; the first one: {replies[0]}")
@@ -209,7 +205,9 @@ class _Bridge:
 def _asking_model(ask: Any, score: Any, *, max_tokens: int, seed: int, folder: str | Path | None) -> Any:
     from anchored.evaluate.harness_requests import AskingModel
 
-    return AskingModel(ask, score, max_tokens=max_tokens, seed=seed, takes_system=folder is None or _takes_system(folder))
+    return AskingModel(
+        ask, score, max_tokens=max_tokens, seed=seed, takes_system=folder is None or _takes_system(folder)
+    )
 
 
 def _takes_system(folder: str | Path) -> bool:

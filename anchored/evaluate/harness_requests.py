@@ -62,20 +62,22 @@ def generation(instance: Instance, max_tokens: int) -> Generation:
 
     Raises EvaluationError where a chat cannot give it.
     """
-    context, given = instance.args[:2]
+    context, given = instance.args[0], instance.args[1]
     wanted: dict[str, Any] = dict(normalize_gen_kwargs(given, max_tokens))
     until, most = handle_stop_sequences(wanted.pop("until"), eos=None), wanted.pop("max_gen_toks")
     drawn = wanted.pop("do_sample")
     heeded = {"temperature", "top_p"} if drawn else _OF_DRAWING
     for name, value in wanted.items():
         if name not in heeded and (name, value) != ("num_beams", 1):
-            raise EvaluationError(f"{instance.task_name}: it generates with {name}: {value!r}, which cannot be had here")
+            raise EvaluationError(
+                f"{instance.task_name}: it generates with {name}: {value!r}, which cannot be had here"
+            )
     temperature = float(wanted.get("temperature", 0.0)) if drawn else 0.0
     top_p = float(wanted.get("top_p", 1.0)) if drawn else 1.0
     messages = _messages(context, instance)
     if messages[-1].role == "assistant":
         raise EvaluationError(
-            f"{instance.task_name}: it begins the answer itself (gen_prefix), and a chat's answer begins at its beginning; "
+            f"{instance.task_name} begins the answer itself (gen_prefix), which a chat does not go on with; "
             "take a variant of the task without"
         )
     return Generation(messages, tuple(until), most, temperature, top_p)
@@ -84,14 +86,14 @@ def generation(instance: Instance, max_tokens: int) -> Generation:
 def _messages(context: object, instance: Instance) -> tuple[Message, ...]:
     if not isinstance(context, Conversation):
         raise EvaluationError(
-            f"{instance.task_name}: it writes its prompts past the chat template; only tasks that take one can be asked"
+            f"{instance.task_name} writes its prompts past the chat template; only tasks that take one can be asked"
         )
     return tuple(Message(turn["role"], turn["content"]) for turn in context.messages)  # type: ignore[arg-type]
 
 
 def pair(instance: Instance) -> tuple[str, str]:
     """The context and the ending whose likelihood after it is wanted; no context means none at all."""
-    context, ending = instance.args[:2]
+    context, ending = instance.args[0], instance.args[1]
     if context:
         _messages(context, instance)
     return context, ending
@@ -123,8 +125,11 @@ class AskingModel(LM):
         self.cut: dict[Document, str] = {}
         """Questions with an answer that ended neither by itself nor at a stop, and how."""
 
-    tokenizer_name = ""
     apply_chat_template = staticmethod(as_conversation)  # type: ignore[assignment]
+
+    @property
+    def tokenizer_name(self) -> str:
+        return ""
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         wanted = [generation(instance, self._max_tokens) for instance in requests]
@@ -155,7 +160,7 @@ class AskingModel(LM):
         return values
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        raise EvaluationError(f"{requests[0].task_name}: it measures perplexity, of which nothing here makes a score")
+        raise EvaluationError(f"{requests[0].task_name} measures perplexity, of which nothing here makes a score")
 
     def _without_system(self, wanted: Generation) -> Generation:
         if self._takes_system or wanted.messages[0].role != "system":

@@ -61,16 +61,19 @@ class Tasks:
 def load_tasks(name: str, settings: LmEvalSettings, others: Sequence[str]) -> Tasks:
     """The tasks of that name; `others` are names that are not lm-eval's, for a hint. Once per name and settings."""
     _check_installed(name, others)
-    return _load(name, settings, tuple(others))
+    return _load(name, settings.model_dump_json(), tuple(others))
 
 
 @lru_cache
-def _load(name: str, settings: LmEvalSettings, others: tuple[str, ...]) -> Tasks:
+def _load(name: str, content: str, others: tuple[str, ...]) -> Tasks:
     import lm_eval
 
+    settings = LmEvalSettings.model_validate_json(content)
     include = settings.include
     if include is not None and not Path(include).is_dir():
-        raise EvaluationError(f"evaluate.lm_eval.include: {include} is no folder; name the one that holds your tasks' YAML")
+        raise EvaluationError(
+            f"evaluate.lm_eval.include: {include} is no folder; name the one that holds your tasks' YAML"
+        )
     # packages and tasks print what they download
     with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         manager = _manager_of(name, include)
@@ -135,8 +138,8 @@ def _check_name(name: str, index: Mapping[str, Entry], others: Sequence[str]) ->
     entry = index.get(name)
     if entry is None:
         raise EvaluationError(
-            f"evaluate.benchmarks: {name!r} is none of {', '.join(others)}, no path of a .jsonl of questions, and no task "
-            f"of {PACKAGE}{_nearest(name, [*others, *index])}"
+            f"evaluate.benchmarks: {name!r} is none of {', '.join(others)}, no path of a .jsonl of questions, and no "
+            f"task of {PACKAGE}{_nearest(name, [*others, *index])}"
         )
     members: Sequence[str] = ()
     if entry.kind.name == "TAG":
@@ -163,15 +166,19 @@ def _check_kind(name: str, task: Any, settings: LmEvalSettings) -> None:
     which = f"evaluate.benchmarks: {name}" + (f": {task.task_name}" if task.task_name != name else "")
     if getattr(task, "UNSAFE_CODE", False) and not settings.unsafe_code:
         raise EvaluationError(
-            f"{which} runs code that the model writes, and nothing shields this machine from it; where that may be, set "
-            "evaluate.lm_eval.unsafe_code to true"
+            f"{which} runs code that the model writes, and nothing shields this machine from it; where that may be, "
+            "set evaluate.lm_eval.unsafe_code to true"
         )
     if getattr(task, "MULTIMODAL", False):
         raise EvaluationError(f"{which} shows pictures or plays sound, which cannot be asked here; leave it out")
     if not isinstance(task, ConfigurableTask):
-        raise EvaluationError(f"{which} writes its prompts past the chat template; only tasks that take one can be asked")
+        raise EvaluationError(
+            f"{which} writes its prompts past the chat template; only tasks that take one can be asked"
+        )
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
-        raise EvaluationError(f"{which} measures perplexity, of which nothing here makes a score; use {PACKAGE}'s command")
+        raise EvaluationError(
+            f"{which} measures perplexity, of which nothing here makes a score; use {PACKAGE}'s command"
+        )
 
 
 def _set_shots(task: Any, fewshot: int | None) -> None:
@@ -219,8 +226,8 @@ def _named_errors(name: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         raise EvaluationError(
-            f"evaluate.benchmarks: {PACKAGE} cannot load {name}: {type(error).__name__}: {one_line(error)[:300]}; its data "
-            "must be on the Hub and within reach, in the cache of an earlier download, or where its YAML says"
+            f"evaluate.benchmarks: {PACKAGE} cannot load {name}: {type(error).__name__}: {one_line(error)[:300]}; its "
+            "data must be on the Hub and within reach, in the cache of an earlier download, or where its YAML says"
         ) from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,8 @@ class Likelihoods:
                 f"{self.name}: {one_line(error)[:200]}; if memory is short, lower evaluate.sample.batch_size (now "
                 f"{self._batch_size}): what is known is kept"
             ) from error
-        return [
-            Reply(json.dumps([[float(value), bool(greedy)] for value, greedy in (next(found) for _ in one)]), "stop", self.name)
-            for one in questions
-        ]
+        values = [[[float(value), bool(greedy)] for value, greedy in islice(found, len(one))] for one in questions]
+        return [Reply(json.dumps(one), "stop", self.name) for one in values]
 
     def _pairs(self, request: Request) -> list[tuple[str, str]]:
         return [
@@ -116,7 +115,7 @@ class Likelihoods:
         from lm_eval.models.huggingface import HFLM
 
         return HFLM(
-            load_model(self._folder, dtype=self._dtype, device=self._device),
+            load_model(self._folder, dtype=self._dtype, device=self._device),  # type: ignore[call-arg]
             tokenizer=load_tokenizer(self._folder),  # type: ignore[arg-type]
             backend="causal",
             batch_size=self._batch_size,

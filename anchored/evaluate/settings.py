@@ -132,8 +132,8 @@ class EvaluateSettings(Settings):
     how_only: ClassVar[frozenset[str]] = frozenset()
 
     benchmarks: tuple[str, ...] = ()
-    """Names of benchmarks (pocket, mixeval-hard/2024-06-01, mixeval-hard/2024-08-11, alpaca-eval) and of lm-eval's tasks
-    (ifeval, gsm8k, mmlu, ...), or paths of question files (JSONL with prompt, answer and, if you like, category)."""
+    """Names of benchmarks (pocket, mixeval-hard/2024-06-01, mixeval-hard/2024-08-11, alpaca-eval) and of lm-eval's
+    tasks (ifeval, gsm8k, mmlu), or paths of question files (JSONL with prompt, answer and, if you like, category)."""
     checkpoints: Literal["all", "last"] = "all"
     """Which checkpoints answer beside the starting model; the paper takes every epoch's."""
     sample: GreedySettings = GreedySettings()

@@ -85,12 +85,20 @@ def _work(folder: Path, questions: int) -> dict[str, Any]:
         "doc_to_text": "{{question}}",
         "doc_to_target": "{{answer}}",
         "metric_list": [exact],
-        "generation_kwargs": {"until": ["Question:", "</s>"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 64},
+        "generation_kwargs": {
+            "until": ["Question:", "</s>"],
+            "do_sample": False,
+            "temperature": 0.0,
+            "max_gen_toks": 64,
+        },
         "filter_list": [
             {"name": "strict-match", "filter": [{"function": "regex", "regex_pattern": "Answer: (.+)"}, _FIRST]},
             {
                 "name": "flexible-extract",
-                "filter": [{"function": "regex", "group_select": -1, "regex_pattern": "(-?[0-9.,]{2,})|(-?[0-9]+)"}, _FIRST],
+                "filter": [
+                    {"function": "regex", "group_select": -1, "regex_pattern": "(-?[0-9.]{2,})|([0-9]+)"},
+                    _FIRST,
+                ],
             },
         ],
         "metadata": {"version": 3.0},
@@ -102,7 +110,9 @@ _FIRST = {"function": "take_first"}
 
 def _questions(folder: Path, count: int, split: Split) -> str:
     tasks = make_tasks(count, 3, split)
-    return _write_lines(folder / f"{split}-{count}.jsonl", ({"question": t.question, "answer": t.result} for t in tasks))
+    return _write_lines(
+        folder / f"{split}-{count}.jsonl", ({"question": t.question, "answer": t.result} for t in tasks)
+    )
 
 
 def _choice(folder: Path, name: str, count: int) -> dict[str, Any]:
