@@ -76,6 +76,7 @@ class Harness(Examining):
         from lm_eval.utils import handle_non_serializable
 
         text = json.dumps(self._results[model], indent=2, default=handle_non_serializable, ensure_ascii=False)
+        folder.mkdir(exist_ok=True)
         write_text(folder / "results.json", text)
 
     async def examine(self, model: Examinee, progress: Progress) -> list[Graded]:

@@ -62,7 +62,7 @@ def generation(instance: Instance, max_tokens: int) -> Generation:
 
     Raises EvaluationError where a chat cannot give it.
     """
-    context, given = instance.args[0], instance.args[1]
+    context, given = _arguments(instance)
     wanted: dict[str, Any] = dict(normalize_gen_kwargs(given, max_tokens))
     until, most = handle_stop_sequences(wanted.pop("until"), eos=None), wanted.pop("max_gen_toks")
     drawn = wanted.pop("do_sample")
@@ -83,6 +83,11 @@ def generation(instance: Instance, max_tokens: int) -> Generation:
     return Generation(messages, tuple(until), most, temperature, top_p)
 
 
+def _arguments(instance: Instance) -> tuple[Any, Any]:
+    given: tuple[Any, ...] = instance.args
+    return given[0], given[1]
+
+
 def _messages(context: object, instance: Instance) -> tuple[Message, ...]:
     if not isinstance(context, Conversation):
         raise EvaluationError(
@@ -93,7 +98,7 @@ def _messages(context: object, instance: Instance) -> tuple[Message, ...]:
 
 def pair(instance: Instance) -> tuple[str, str]:
     """The context and the ending whose likelihood after it is wanted; no context means none at all."""
-    context, ending = instance.args[0], instance.args[1]
+    context, ending = _arguments(instance)
     if context:
         _messages(context, instance)
     return context, ending

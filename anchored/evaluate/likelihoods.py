@@ -19,7 +19,7 @@ from anchored.llm.chat import Reply, Request
 from anchored.llm.model_folder import fingerprint, load_model, load_tokenizer, model_folder
 from anchored.runs import one_line
 
-AT_ONCE = 128
+AT_ONCE = 64
 """Most questions between two times that results are stored."""
 _GATHER_SECONDS = 0.01
 
