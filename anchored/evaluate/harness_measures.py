@@ -67,8 +67,9 @@ def measured(tasks: Tasks, results: Mapping[str, Any], *, complete: bool) -> Mea
         name = metric if filtered == "none" else key
         try:
             one = _measure(tasks, results, metric, filtered)
-            if complete and abs(one.value - own[key]) > _CLOSE:
-                raise _LeftOut(f"lm-eval makes {own[key]:g} of it, and the mean of its grades is {one.value:g}")
+            # NaN is close to nothing
+            if complete and not abs(one.value - float(own[key])) <= _CLOSE:
+                raise _LeftOut(f"lm-eval makes {float(own[key]):g} of it, and the mean of its grades is {one.value:g}")
         except _LeftOut as reason:
             left_out[name] = str(reason)
         else:
@@ -111,32 +112,29 @@ def _measure(tasks: Tasks, results: Mapping[str, Any], metric: str, filtered: st
     grades: dict[str, float] = {}
     weights: dict[str, float] = {}
     for name, samples in results["samples"].items():
-        graded = [
-            (item_id(tasks, name, sample["doc_id"]), parts)
-            for sample in samples
-            if sample["filter"] == filtered and metric in sample["metrics"] and (parts := _parts(sample[metric]))
-        ]
-        if not graded:
-            continue
         task = tasks.tasks[name]
+        having = [one for one in samples if one["filter"] == filtered and metric in one["metrics"]]
+        if not having:
+            continue
         _check_direction(task, metric)
         _check_kind(task, metric)
-        total = sum(len(parts) for _, parts in graded)
-        weight = _weight(tasks, metric, results["results"][name]["sample_len"], total)
-        for item, parts in graded:
-            grades[item] = sum(parts) / len(parts)
-            weights[item] = weight * len(parts) / total
+        graded = {item_id(tasks, name, one["doc_id"]): parts for one in having if (parts := _parts(one[metric]))}
+        total = sum(map(len, graded.values()))
+        weight = _weight(tasks, metric, filtered, results["results"][name]["sample_len"], total)
+        for item, parts in graded.items():
+            grades[item], weights[item] = sum(parts) / len(parts), weight * len(parts) / total
     if not grades:
         raise _LeftOut("it has no value")
     return Measure(metric if filtered == "none" else f"{metric},{filtered}", grades, weights)
 
 
-def _weight(tasks: Tasks, metric: str, questions: int, parts: int) -> float:
+def _weight(tasks: Tasks, metric: str, filtered: str, questions: int, parts: int) -> float:
     """What a task's mean counts."""
     if not tasks.group:
         return parts
-    by_size = next(one.weight_by_size for one in tasks.group.aggregate_metric_list or () if one.metric == metric)
-    return questions if by_size else 1.0
+    listed = [one for one in tasks.group.aggregate_metric_list or () if one.metric == metric]
+    how = next(one for one in listed if not one.filter_list or filtered in one.filter_list)
+    return questions if how.weight_by_size else 1.0
 
 
 def _parts(value: Any) -> list[float]:

@@ -78,6 +78,8 @@ def _load(name: str, content: str, others: tuple[str, ...]) -> Tasks:
     with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         manager = _manager_of(name, include)
         _check_name(name, manager.task_index, others)
+        if (manager.task_index[name].cfg or {}).get("unsafe_code"):  # some run code when they are loaded
+            _check_code(f"evaluate.benchmarks: {name}", settings)
         with _named_errors(name):
             _seed()
             found = manager.load([name])
@@ -164,11 +166,8 @@ def _check_kind(name: str, task: Any, settings: LmEvalSettings) -> None:
     from lm_eval.api.task import ConfigurableTask
 
     which = f"evaluate.benchmarks: {name}" + (f": {task.task_name}" if task.task_name != name else "")
-    if getattr(task, "UNSAFE_CODE", False) and not settings.unsafe_code:
-        raise EvaluationError(
-            f"{which} runs code that the model writes, and nothing shields this machine from it; where that may be, "
-            "set evaluate.lm_eval.unsafe_code to true"
-        )
+    if getattr(task, "UNSAFE_CODE", False):
+        _check_code(which, settings)
     if getattr(task, "MULTIMODAL", False):
         raise EvaluationError(f"{which} shows pictures or plays sound, which cannot be asked here; leave it out")
     if not isinstance(task, ConfigurableTask):
@@ -178,6 +177,14 @@ def _check_kind(name: str, task: Any, settings: LmEvalSettings) -> None:
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         raise EvaluationError(
             f"{which} measures perplexity, of which nothing here makes a score; use {PACKAGE}'s command"
+        )
+
+
+def _check_code(which: str, settings: LmEvalSettings) -> None:
+    if not settings.unsafe_code:
+        raise EvaluationError(
+            f"{which} runs code that the model writes, and nothing shields this machine from it; where that may be, "
+            "set evaluate.lm_eval.unsafe_code to true"
         )
 
 
