@@ -434,32 +434,36 @@ def _evaluate(run: Run, plan: Plan, progress: Progress) -> None:
 async def _evaluate_checkpoints(run: Run, recipe: Recipe, progress: Progress) -> None:
     settings, benchmarks = recipe.evaluate, _benchmarks(recipe)
     checkpoints = _checkpoints(run, recipe)
+    priced = any(endpoint.price for endpoint in settings.endpoints().values())
     with ReplyStore(run.replies) as store, ExitStack() as servers:
-        books = Books(store, None)
+        purse = Purse(settings.budget_usd, store.spent(), "evaluate") if priced else None
+        books = Books(store, purse)
         judges: dict[str, Chat] = {}
         checks: list[Callable[[], Awaitable[None]]] = []
         for name, grader in {_content(one.judge): one.judge for one in benchmarks if one.judge}.items():
             asked = servers.enter_context(_teacher("judge", grader, books, run, progress))
-            judges[name] = store.remember(asked)
+            judges[name] = books.remember(asked, paid=grader.price is not None)
             checks.append(asked.check)
 
         def open_chat(checkpoint: Checkpoint) -> Chat:
             if checkpoint.name == STRONGER and settings.stronger:
-                chat = servers.enter_context(_teacher(STRONGER, settings.stronger, books, run, progress))
-            else:
-                log = run.server_log(checkpoint.name)
-                chat = _chat_of(checkpoint.folder, checkpoint.name, settings.sample, log, progress)
-            return store.remember(_CheckedFirst(chat, checks))
+                asked = servers.enter_context(_teacher(STRONGER, settings.stronger, books, run, progress))
+                return books.remember(_CheckedFirst(asked, checks), paid=settings.stronger.price is not None)
+            log = run.server_log(checkpoint.name)
+            chat = _chat_of(checkpoint.folder, checkpoint.name, settings.sample, log, progress)
+            return books.remember(_CheckedFirst(chat, checks), paid=False)
 
         def open_likelihoods(checkpoint: Checkpoint) -> Chat:
             from anchored.evaluate.likelihoods import Likelihoods
 
             size = settings.sample.batch_size
-            return store.remember(Likelihoods(checkpoint.folder, batch_size=size, name=checkpoint.name))
+            return books.remember(Likelihoods(checkpoint.folder, batch_size=size, name=checkpoint.name), paid=False)
 
         by_name = {one.name: judges[_content(one.judge)] for one in benchmarks if one.judge}
         try:
-            await evaluate(run, settings, benchmarks, checkpoints, open_chat, progress, by_name, open_likelihoods)
+            await evaluate(
+                run, settings, benchmarks, checkpoints, open_chat, progress, by_name, purse, open_likelihoods
+            )
         finally:
             for judge in judges.values():
                 await judge.close()

@@ -69,9 +69,7 @@ def generation(instance: Instance, max_tokens: int) -> Generation:
     heeded = {"temperature", "top_p"} if drawn else _OF_DRAWING
     for name, value in wanted.items():
         if name not in heeded and (name, value) != ("num_beams", 1):
-            raise EvaluationError(
-                f"{instance.task_name} generates with {name}: {value!r}, which is not to be had here"
-            )
+            raise EvaluationError(f"{instance.task_name} generates with {name}: {value!r}, which is not to be had here")
     temperature = float(wanted.get("temperature", 0.0)) if drawn else 0.0
     top_p = float(wanted.get("top_p", 1.0)) if drawn else 1.0
     messages = _messages(context, instance)

@@ -20,6 +20,8 @@ class GreedySettings(LocalSampling):
 class GraderSettings(EndpointSettings):
     """The model that grades answers, for the benchmarks that need one."""
 
+    how_only: ClassVar[frozenset[str]] = EndpointSettings.how_only | {"most_failed"}
+
     temperature: float = Field(default=0.0, ge=0, le=2)
     """0 is greedy; MixEval's own judge draws at 1."""
     max_tokens: int = Field(default=999, ge=1)
@@ -28,14 +30,6 @@ class GraderSettings(EndpointSettings):
     """How often it is asked for a verdict that its replies do not hold; MixEval's own tries are 10."""
     most_failed: float = Field(default=0.05, ge=0, le=1)
     """Share of a benchmark's answers that may stay without a verdict; with more, the evaluation ends with an error."""
-
-    @model_validator(mode="after")
-    def _costs_nothing(self) -> GraderSettings:
-        if self.price is not None:
-            raise ValueError(
-                "price: what the judge costs is not counted; leave it out (docs/evaluate.md tells how much it is asked)"
-            )
-        return self
 
 
 class MixEvalSettings(Settings):
@@ -129,7 +123,7 @@ class StrongerSettings(EndpointSettings):
 class EvaluateSettings(Settings):
     """The `evaluate:` section of a recipe."""
 
-    how_only: ClassVar[frozenset[str]] = frozenset()
+    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd"})
 
     benchmarks: tuple[str, ...] = ()
     """Names of benchmarks (pocket, mixeval-hard/2024-06-01, mixeval-hard/2024-08-11, alpaca-eval) and of lm-eval's
@@ -150,7 +144,25 @@ class EvaluateSettings(Settings):
     """How checkpoints are chosen whose scores elsewhere are told."""
     stronger: StrongerSettings | None = None
     """A stronger model that answers as well: which share of the gap to it have the checkpoints closed?"""
+    budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most money for the judges and the stronger model, in USD, what earlier processes spent on this run's evaluation
+    included; null: no limit. Needs the price of each."""
     resamples: int = Field(default=2000, ge=100)
     """Bootstrap resamples behind each interval."""
     seed: int = 0
     """Seeds the bootstrap, and the answers and verdicts where their temperature is above 0."""
+
+    def endpoints(self) -> dict[str, EndpointSettings]:
+        """Who may be asked for money, by the setting's name."""
+        named = {"judge": self.judge, "alpaca.judge": self.alpaca.judge, "stronger": self.stronger}
+        return {name: endpoint for name, endpoint in named.items() if endpoint is not None}
+
+    @model_validator(mode="after")
+    def _budget_has_its_prices(self) -> EvaluateSettings:
+        for name, endpoint in self.endpoints().items() if self.budget_usd is not None else ():
+            if endpoint.price is None:
+                raise ValueError(
+                    f"budget_usd is {self.budget_usd:g}, but what {endpoint.model} costs is not known; give "
+                    f"evaluate.{name} its price: {{input: ..., output: ...}}, in USD per million tokens"
+                )
+        return self

@@ -34,6 +34,7 @@ from anchored.evaluate.scoring import Models, Resampling, Scoring, mean_length
 from anchored.evaluate.settings import EvaluateSettings
 from anchored.llm.ask import ask_all
 from anchored.llm.chat import Chat, Reply, Request
+from anchored.llm.money import Money, dollars
 from anchored.progress import Progress
 from anchored.records import STRONGER, Score
 from anchored.runs import Run, write_lines, written_aside
@@ -56,6 +57,7 @@ async def evaluate(
     open_chat: Callable[[Checkpoint], Chat],
     progress: Progress,
     judges: Mapping[str, Chat],
+    money: Money | None = None,
     open_likelihoods: Callable[[Checkpoint], Chat] | None = None,
 ) -> dict[str, Any]:
     """Score every checkpoint on every benchmark, the starting model first, then those of training in order.
@@ -101,6 +103,9 @@ async def evaluate(
             task.cancel()
         await asyncio.gather(*grading, return_exceptions=True)
     summary = _conclude(run, settings, benchmarks, checkpoints, graded, judges, progress)
+    if money is not None:
+        summary["spent"] = asdict(money.spent())
+        progress.note(f"evaluate: {dollars(money.spent_usd)} are spent on judges and the stronger model")
     summary["seconds"] = round(time.monotonic() - began, 1)
     run.complete("evaluate", summary)
     return summary

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from harness_world import LARGEST, LENGTH, NUMBERS, RULES, WORK, Function, reference, write_task, write_tasks
+from peft import LoraConfig, get_peft_model
 from tiny_models import CHATML, save_folder
 
 from anchored import recipe as recipes
@@ -24,6 +26,7 @@ from anchored.evaluate.settings import EvaluateSettings
 from anchored.evaluate.stage import Checkpoint, evaluate
 from anchored.llm.chat import Chat, Reply, Request
 from anchored.llm.local_chat import LocalChat
+from anchored.llm.model_folder import load_model, load_tokenizer
 from anchored.llm.replies import ReplyStore
 from anchored.pipeline import Plan, execute
 from anchored.plan import make_plan
@@ -75,7 +78,7 @@ def stage(run: Run, tasks: Path, names: Sequence[str], models: Mapping[str, Path
         checkpoints = [Checkpoint(name, step, folder or "") for step, (name, folder) in enumerate(models.items())]
         benchmarks = [benchmark(tasks, name) for name in names]
         return asyncio.run(
-            evaluate(run, settings(tasks), benchmarks, checkpoints, open_chat, Silent(), {}, open_likelihoods)
+            evaluate(run, settings(tasks), benchmarks, checkpoints, open_chat, Silent(), {}, None, open_likelihoods)
         )
 
 
@@ -173,6 +176,30 @@ def test_likelihoods_are_lm_evals_own(theirs: dict[str, Any], run: Run) -> None:
             assert [value for value, _ in found] == pytest.approx(
                 [value for ((value, _),) in sample["resps"]], abs=1e-3
             )
+
+
+def test_an_adapter_is_measured_on_its_base_model(tasks: Path, tmp_path: Path) -> None:
+    base = save_folder(tmp_path / "base")
+    torch.manual_seed(0)
+    adapted: Any = get_peft_model(
+        load_model(base), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    load_tokenizer(base).save_pretrained(tmp_path / "merged")
+    load_tokenizer(base).save_pretrained(tmp_path / "adapter")
+    asked = Scripted()
+    examined(benchmark(tasks, LARGEST, limit=3), asked)
+
+    async def values(folder: Path) -> list[Any]:
+        chat = Likelihoods(folder, batch_size=2, name=folder.name)
+        replies = await asyncio.gather(*map(chat.reply, asked.asked))
+        await chat.close()
+        return [value for reply in replies for value, _ in json.loads(reply.text)]
+
+    found = {name: asyncio.run(values(tmp_path / name)) for name in ("base", "adapter", "merged")}
+    assert found["adapter"] == pytest.approx(found["merged"], abs=1e-3)
+    assert found["adapter"] != pytest.approx(found["base"], abs=1e-2)
 
 
 def test_improvements_are_paired_and_ratios_weigh_their_parts(run: Run) -> None:
@@ -348,7 +375,7 @@ def test_without_the_extra_the_way_out_is_named(tasks: Path, monkeypatch: pytest
 def test_a_misspelt_name_has_hints_and_lm_evals_own_tasks_are_known(tasks: Path) -> None:
     with pytest.raises(EvaluationError, match=r"'gsm8kk' is none of pocket.*no task of lm-eval; did you mean gsm8k"):
         benchmark(tasks, "gsm8kk")
-    with pytest.raises(EvaluationError, match="ai2_arc has no score of its own.*: arc_challenge, arc_easy"):
+    with pytest.raises(EvaluationError, match=r"ai2_arc has no score of its own.*: arc_challenge, arc_easy"):
         benchmark(tasks, "ai2_arc")
     with pytest.raises(EvaluationError, match="humaneval runs code"):
         benchmark(tasks, "humaneval")
@@ -387,7 +414,7 @@ def test_data_that_is_not_there_is_found_before_training(tmp_path: Path) -> None
 
 def test_a_model_at_an_endpoint_has_no_likelihoods(tasks: Path, tmp_path: Path) -> None:
     stronger = {"model": "big", "base_url": "http://127.0.0.1:9/v1"}
-    with pytest.raises(EvaluationError, match=f"evaluate.stronger: big answers at an endpoint, and {NUMBERS} needs"):
+    with pytest.raises(EvaluationError, match=f"at an endpoint, and {NUMBERS} needs"):
         execute(plan(tmp_path, tasks, [NUMBERS], stronger=stronger), Silent())
 
 
