@@ -81,7 +81,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, folder: Path) -> Plan:
-    """Check and estimate; `folder` is where the run would lie."""
+    """Check, the benchmarks too, and estimate; `folder` is where the run would lie."""
     from anchored.train import estimate
     from anchored.train.policy import sketch_policy
 

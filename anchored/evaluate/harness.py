@@ -67,17 +67,21 @@ class Harness(Examining):
         return ""
 
     def notes(self, rows: Rows) -> Sequence[str]:
-        found = {name: reason for one in self._measured.values() for name, reason in one.left_out.items()}
-        notes = [f"{name} is left out: {reason}" for name, reason in found.items()]
-        return [*notes, *(self._lacking(view) for view in self.views if view.left_out and self._lacking(view))]
+        notes = [f"{name} is left out: {reason}" for name, reason in self._left_out.items()]
+        return [*notes, *filter(None, map(self._lacking, self.views))]
 
     def export(self, folder: Path, model: str, rows: Rows) -> None:
-        """results.json, as lm-eval's own command writes it."""
+        """results.json: what lm-eval found, in all its metrics, as its own command has it."""
         from lm_eval.utils import handle_non_serializable
 
         text = json.dumps(self._results[model], indent=2, default=handle_non_serializable, ensure_ascii=False)
         folder.mkdir(exist_ok=True)
         write_text(folder / "results.json", text)
+
+    @property
+    def _left_out(self) -> dict[str, str]:
+        """Metrics that are no views, and why."""
+        return {name: reason for one in self._measured.values() for name, reason in one.left_out.items()}
 
     async def examine(self, model: Examinee, progress: Progress) -> list[Graded]:
         bridge = _Bridge(f"{self.name}: {model.name}", progress)
@@ -120,11 +124,11 @@ class Harness(Examining):
                     f"{self.name}: {name}: lm-eval fails: {type(error).__name__}: {one_line(error)[:300]}"
                 ) from error
         found = measured(tasks, results, complete=not lm.failures)
-        if not found.measures:
-            why = "; ".join(f"{metric}: {reason}" for metric, reason in found.left_out.items())
-            raise EvaluationError(f"{self.name}: {name}: lm-eval found nothing that can be a score here ({why})")
         self._measured[name] = found
         self._results[name] = {key: value for key, value in results.items() if key != "samples"}
+        if not self.views:
+            why = "; ".join(f"{metric}: {reason}" for metric, reason in self._left_out.items())
+            raise EvaluationError(f"{self.name}: {name}: lm-eval found nothing that can be a score here ({why})")
         return [
             self._graded(task, place, samples, lm, found)
             for task in counts
@@ -164,9 +168,8 @@ class Harness(Examining):
         return View(name, left_out=lacking, estimator=partial(_weighted, name, weights))
 
     def _lacking(self, view: View) -> str:
-        """What to say where questions count for some models only; that a metric is not for all questions is no news."""
-        counted = {frozenset(one.measures[view.name].grades) for one in self._measured.values()}
-        if len(counted) == 1:
+        """What to say where questions would count for some models only."""
+        if len({frozenset(one.measures[view.name].grades) for one in self._measured.values()}) == 1:
             return ""
         return f"{view.name} leaves out {len(view.left_out)} questions, on which lm-eval does not measure every model"
 
