@@ -15,7 +15,15 @@ WORK, LARGEST, LENGTH, RULES = "pocket_work", "pocket_largest", "pocket_length",
 """gsm8k's form, two multiple choices, ifeval's form."""
 NUMBERS = "pocket_numbers"
 """The group of both multiple choices, whose `acc` is a mean of tasks and whose `acc_norm` one of questions."""
-_UTILS = "from lm_eval.tasks.ifeval.utils import agg_inst_level_acc, process_results\n"
+# ifeval would download what splits sentences, which no instruction here needs
+_UTILS = """
+from pathlib import Path
+
+import nltk
+
+nltk.data.path.insert(0, str(Path(__file__).with_name("nltk_data")))
+from lm_eval.tasks.ifeval.utils import agg_inst_level_acc, process_results
+"""
 _ACC = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
 _INSTRUCTIONS = [
     ("Write without any comma, in all lower case.", ["punctuation:no_comma", "change_case:english_lowercase"]),
@@ -46,6 +54,7 @@ def write_tasks(folder: Path, questions: int = 12) -> Path:
     _write_yaml(folder, NUMBERS, {"group": NUMBERS, **group})
     _write_yaml(folder, RULES, _rules(folder))
     (folder / "rules.py").write_text(_UTILS)
+    (folder / "nltk_data" / "tokenizers" / "punkt_tab").mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from harness_world import LARGEST, LENGTH, NUMBERS, RULES, WORK, Function, reference, write_task, write_tasks
 from peft import LoraConfig, get_peft_model
 from tiny_models import CHATML, save_folder
@@ -268,6 +269,32 @@ def test_examples_stand_before_each_question_as_turns(tasks: Path) -> None:
         turns = [message.content for message in request.messages]
         assert {"question": turns[0], "answer": turns[1]} in shown
         assert (request.max_tokens, request.temperature) == (64, 0.0)
+
+
+def test_several_samples_of_an_answer_are_drawn_apart(tmp_path: Path) -> None:
+    drawn = {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "until": []}
+    greedy = {"do_sample": False, "until": []}
+    for name, how in (("drawn", drawn), ("greedy", greedy)):
+        write_task(tmp_path, name, repeats=3, generation_kwargs=how)
+    for name, how in (("drawn", drawn), ("greedy", greedy)):
+        chat = Scripted()
+        examined(benchmark(tmp_path, name, limit=1), chat)
+        assert [request.index for request in chat.asked] == ([0, 1, 2] if how is drawn else [0, 0, 0])
+        asked = {(request.temperature, request.top_p, request.max_tokens) for request in chat.asked}
+        assert asked == {(0.5, 0.9, 256) if how is drawn else (0.0, 1.0, 256)}
+
+
+def test_a_group_may_mix_texts_and_likelihoods(tmp_path: Path) -> None:
+    write_tasks(tmp_path)
+    both = [{"metric": "acc", "weight_by_size": True}, {"metric": "exact_match", "weight_by_size": True}]
+    group = {"group": "both", "task": [LARGEST, WORK], "aggregate_metric_list": both}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
+    one = benchmark(tmp_path, "both")
+    rows = examined(one, Scripted("Answer: 1"))
+    assert one.needs_weights
+    views = {view.name: {name.partition("/")[0] for name in view.left_out} for view in one.views}
+    assert views == {"acc": {WORK}, "exact_match,flexible-extract": {LARGEST}, "exact_match,strict-match": {LARGEST}}
+    assert {row.answer for name, row in rows.items() if name.startswith(WORK)} == {"Answer: 1"}
 
 
 def test_a_limit_is_of_all_tasks_together(tasks: Path) -> None:
