@@ -27,7 +27,8 @@ from anchored.create.stage import ByBatch, create
 from anchored.create.templates import templates
 from anchored.errors import DataError, EvaluationError, ModelError, RecipeError
 from anchored.evaluate.alpaca_eval import AlpacaEval
-from anchored.evaluate.benchmark import Benchmark, Item
+from anchored.evaluate.benchmark import Benchmark, Examining, Item
+from anchored.evaluate.harness import Harness
 from anchored.evaluate.mixeval_files import versions
 from anchored.evaluate.mixeval_hard import MixEvalHard
 from anchored.evaluate.questions import Questions
@@ -182,16 +183,27 @@ def _check(run: Run, plan: Plan) -> None:
         asked = recipe.create.endpoints().values()
         _check_servers(recipe.create.sample.serve, *(endpoint.serve for endpoint in asked))
     if "evaluate" in due:
-        benchmarks = _benchmarks(recipe)
-        check_benchmarks(benchmarks, recipe.evaluate)
-        asked = [*(one.judge for one in benchmarks if one.judge), *filter(None, [recipe.evaluate.stronger])]
-        _check_servers(recipe.evaluate.sample.serve, *(endpoint.serve for endpoint in asked))
-        lora, engine = recipe.train.lora, recipe.evaluate.sample.serve
-        if engine is not None and lora is not None and not lora.merge:
-            raise EvaluationError(
-                f"evaluate.sample.serve: {engine} takes no adapters; set train.lora.merge to true, or leave serve out: "
-                "they answer in this process then"
-            )
+        check_evaluation(recipe)
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """Raise for benchmarks that are unknown or whose data is not there, and for models that cannot answer them."""
+    benchmarks, stronger = _benchmarks(recipe), recipe.evaluate.stronger
+    check_benchmarks(benchmarks, recipe.evaluate)
+    asked = [*(one.judge for one in benchmarks if one.judge), *filter(None, [stronger])]
+    _check_servers(recipe.evaluate.sample.serve, *(endpoint.serve for endpoint in asked))
+    needing = [one.name for one in benchmarks if isinstance(one, Examining) and one.needs_weights]
+    if needing and stronger is not None:
+        raise EvaluationError(
+            f"evaluate.stronger: {stronger.model} answers at an endpoint, and {', '.join(needing)} needs likelihoods, "
+            "which only a model's own weights tell; leave one of both out"
+        )
+    lora, engine = recipe.train.lora, recipe.evaluate.sample.serve
+    if engine is not None and lora is not None and not lora.merge:
+        raise EvaluationError(
+            f"evaluate.sample.serve: {engine} takes no adapters; set train.lora.merge to true, or leave serve out: "
+            "they answer in this process then"
+        )
 
 
 def _changed_since(run: Run, recipe: Recipe) -> str:
@@ -441,9 +453,17 @@ async def _evaluate_checkpoints(run: Run, recipe: Recipe, progress: Progress) ->
             chat = _chat_of(checkpoint.folder, checkpoint.name, settings.sample, log, progress)
             return books.remember(_CheckedFirst(chat, checks), paid=False)
 
+        def open_likelihoods(checkpoint: Checkpoint) -> Chat:
+            from anchored.evaluate.likelihoods import Likelihoods
+
+            size = settings.sample.batch_size
+            return books.remember(Likelihoods(checkpoint.folder, batch_size=size, name=checkpoint.name), paid=False)
+
         by_name = {one.name: judges[_content(one.judge)] for one in benchmarks if one.judge}
         try:
-            await evaluate(run, settings, benchmarks, checkpoints, open_chat, progress, by_name, purse)
+            await evaluate(
+                run, settings, benchmarks, checkpoints, open_chat, progress, by_name, purse, open_likelihoods
+            )
         finally:
             for judge in judges.values():
                 await judge.close()
@@ -617,18 +637,15 @@ def _parted(rows: Sequence[TrainingRow], held_out: int, seed: int) -> TrainingDa
 
 def _benchmarks(recipe: Recipe) -> list[Benchmark]:
     """Those that the recipe names, of which `limit` leaves the first items only."""
-    return [_Limited(_benchmark(name, recipe.evaluate), recipe.limit) for name in recipe.evaluate.benchmarks]
+    return [_benchmark(name, recipe.evaluate, recipe.limit) for name in recipe.evaluate.benchmarks]
 
 
-def _benchmark(name: str, settings: EvaluateSettings) -> Benchmark:
+def _benchmark(name: str, settings: EvaluateSettings, limit: int | None) -> Benchmark:
     if name in BENCHMARKS:
-        return BENCHMARKS[name](settings)
+        return _Limited(BENCHMARKS[name](settings), limit)
     if name.endswith(".jsonl"):
-        return Questions(Path(name))
-    raise EvaluationError(
-        f"evaluate.benchmarks: {name!r} is not known; choose from {', '.join(BENCHMARKS)}, or give a path to a "
-        ".jsonl of questions"
-    )
+        return _Limited(Questions(Path(name)), limit)
+    return Harness(name, settings, limit, tuple(BENCHMARKS))
 
 
 def _checkpoints(run: Run, recipe: Recipe) -> list[Checkpoint]:

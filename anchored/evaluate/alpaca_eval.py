@@ -52,7 +52,11 @@ class AlpacaEval(Benchmark):
             Item(str(place), user_prompt(one.text), one.dataset or "other")
             for place, one in enumerate(self._data.instructions)
         )
-        self.views = (View(LENGTH_CONTROLLED, estimator=self._length_controlled), View(WIN_RATE), View(DISCRETE))
+        self.views = (
+            View(LENGTH_CONTROLLED, estimator=self._length_controlled, by_category=False),
+            View(WIN_RATE),
+            View(DISCRETE),
+        )
 
     def items(self) -> Sequence[Item]:
         return self._items

@@ -6,13 +6,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from anchored.evaluate.settings import GraderSettings
 from anchored.evaluate.statistics import Estimate
 from anchored.llm.chat import Chat
+from anchored.progress import Progress
 from anchored.records import Prompt
 
+NO_ANSWER = "without an answer"
+CUT = "cut short"
 NO_VERDICT = "without a verdict"
 SPEAKS_TO_JUDGE = "speaks to the judge"
 
@@ -99,11 +102,13 @@ class View:
     only_in_whole: frozenset[str] = frozenset()
     """Items, by id, that count in the whole and stand in no category."""
     estimator: Callable[[Sample, int, int], Estimate] | None = field(default=None, compare=False)
-    """For a score that is no mean of grades: the models' scores from a sample, resamples and a seed; no categories.
+    """For a score that is no mean of grades: the models' scores from a sample, resamples and a seed.
 
     It draws from all of the sample's items and by the seed alone, so that runs share their draws. Raises
     EvaluationError where there is no such score.
     """
+    by_category: bool = True
+    """Whether categories have such scores too."""
 
 
 class Benchmark(Protocol):
@@ -166,3 +171,33 @@ class GradedByRule(Benchmark, Protocol):
 
     def judged_by(self, judge: Chat | None, rows: Rows) -> str:
         return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Examinee:
+    """A model that a benchmark asks in its own way."""
+
+    name: str
+    folder: str | Path | None
+    """Its weights; None: it answers at an endpoint."""
+    chat: Chat
+    likelihoods: Chat | None
+    """Tells likelihoods under its weights, to benchmarks that need them (`Likelihoods`)."""
+
+
+@runtime_checkable
+class Examining(Benchmark, Protocol):
+    """A benchmark that asks in its own way; its items and views are there when a model was examined."""
+
+    needs_weights: bool
+    """Whether it asks for likelihoods, which no endpoint tells."""
+
+    @abstractmethod
+    async def examine(self, model: Examinee, progress: Progress) -> list[Graded]:
+        """All of its items with the model's answers and their grades."""
+        ...
+
+    async def grade_all(
+        self, answers: Sequence[Answered], judge: Chat | None, on_grade: Callable[[], None]
+    ) -> list[Grade]:
+        raise TypeError(f"{self.name} grades where it asks")

@@ -78,7 +78,7 @@ def parts(benchmark: Benchmark) -> Iterator[Part]:
         yield Part(view, None, items)
         named = [item for item in items if item.id not in view.only_in_whole]
         categories = sorted({item.category for item in named})
-        if len(categories) > 1 and not view.estimator:
+        if len(categories) > 1 and view.by_category:
             for category in categories:
                 yield Part(view, category, [item for item in named if item.category == category])
 

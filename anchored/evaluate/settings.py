@@ -87,6 +87,19 @@ class AlpacaSettings(AlpacaJudging):
     about as long as the baseline's; those answers tell what length does, and are in no other number."""
 
 
+class LmEvalSettings(Settings):
+    """Tasks of EleutherAI's lm-evaluation-harness (lm-eval), which `benchmarks` names as it names them."""
+
+    include: str | None = None
+    """A folder with tasks of your own, in lm-eval's YAML; one that has the name of lm-eval's own takes its place."""
+    fewshot: int | None = Field(default=None, ge=0)
+    """Examples before each question; null: as many as each task says. By lm-eval's rule a task that says 0 has none."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer to a task that does not say; lm-eval's own is 256."""
+    unsafe_code: bool = False
+    """Ask tasks too that run what the model writes (humaneval, mbpp). Nothing shields this machine from it."""
+
+
 class SelectSettings(Settings):
     """The best checkpoint of many flatters on the benchmark that chose it, so its scores on the others are told."""
 
@@ -113,8 +126,8 @@ class EvaluateSettings(Settings):
     how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd"})
 
     benchmarks: tuple[str, ...] = ()
-    """Names of benchmarks (pocket, mixeval-hard/2024-06-01, mixeval-hard/2024-08-11, alpaca-eval), or paths of question
-    files (JSONL with prompt, answer and, if you like, category)."""
+    """Names of benchmarks (pocket, mixeval-hard/2024-06-01, mixeval-hard/2024-08-11, alpaca-eval) and of lm-eval's
+    tasks (ifeval, gsm8k, mmlu), or paths of question files (JSONL with prompt, answer and, if you like, category)."""
     checkpoints: Literal["all", "last"] = "all"
     """Which checkpoints answer beside the starting model; the paper takes every epoch's."""
     sample: GreedySettings = GreedySettings()
@@ -125,6 +138,8 @@ class EvaluateSettings(Settings):
     """MixEval-Hard."""
     alpaca: AlpacaSettings = AlpacaSettings()
     """AlpacaEval."""
+    lm_eval: LmEvalSettings = LmEvalSettings()
+    """Tasks of lm-eval."""
     select: SelectSettings = SelectSettings()
     """How checkpoints are chosen whose scores elsewhere are told."""
     stronger: StrongerSettings | None = None

@@ -18,7 +18,18 @@ from typing import Any
 import numpy as np
 
 from anchored.errors import EvaluationError, ReplyError
-from anchored.evaluate.benchmark import Answered, Benchmark, Grade, Graded, Item, Rows
+from anchored.evaluate.benchmark import (
+    CUT,
+    NO_ANSWER,
+    Answered,
+    Benchmark,
+    Examinee,
+    Examining,
+    Grade,
+    Graded,
+    Item,
+    Rows,
+)
 from anchored.evaluate.scoring import Models, Resampling, Scoring, mean_length
 from anchored.evaluate.settings import EvaluateSettings
 from anchored.llm.ask import ask_all
@@ -27,9 +38,6 @@ from anchored.llm.money import Money, dollars
 from anchored.progress import Progress
 from anchored.records import STRONGER, Score
 from anchored.runs import Run, write_lines, written_aside
-
-NO_ANSWER = "without an answer"
-CUT = "cut short"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +58,25 @@ async def evaluate(
     progress: Progress,
     judges: Mapping[str, Chat],
     money: Money | None = None,
+    open_likelihoods: Callable[[Checkpoint], Chat] | None = None,
 ) -> dict[str, Any]:
     """Score every checkpoint on every benchmark, the starting model first, then those of training in order.
 
     One named `STRONGER`, wherever it stands, is the model that the others are measured against. Each is opened once and
     answers all benchmarks; the benchmark's judge in `judges`, if it has one, grades its answers while the next one
-    answers. Writes answers/BENCHMARK/CHECKPOINT.jsonl, scores.jsonl, resamples.npz and the stage's summary.
+    answers. `open_likelihoods` opens what tells likelihoods under a checkpoint's weights to benchmarks that need them.
+    Writes answers/BENCHMARK/CHECKPOINT.jsonl, scores.jsonl, resamples.npz and the stage's summary.
     """
     began = time.monotonic()
     check_benchmarks(benchmarks, settings)
     graded: dict[tuple[str, str], dict[str, Graded]] = {}
 
-    async def grade(checkpoint: Checkpoint, answered: Sequence[Sequence[_Answer]]) -> None:
-        for benchmark, answers in zip(benchmarks, answered, strict=True):
-            rows = await _grade(benchmark, checkpoint, answers, judges.get(benchmark.name), progress)
+    async def grade(checkpoint: Checkpoint, examined: Mapping[str, list[Graded]], answered: _Answers) -> None:
+        for benchmark in benchmarks:
+            if (found := examined.get(benchmark.name)) is None:
+                found = await _grade(benchmark, checkpoint, answered[benchmark.name], judges, progress)
+            rows = {row.item.id: row for row in found}
+            _note_remarks(benchmark, checkpoint, rows, progress)
             _write_answers(run, benchmark, checkpoint, rows)
             graded[benchmark.name, checkpoint.name] = rows
 
@@ -75,10 +88,15 @@ async def evaluate(
                     task.result()
             chat = open_chat(checkpoint)
             try:
-                answered = [await _answer(chat, benchmark, checkpoint, settings, progress) for benchmark in benchmarks]
+                examined = await _examine(chat, open_likelihoods, benchmarks, checkpoint, progress)
+                answered = {
+                    one.name: await _answer(chat, one, checkpoint, settings, progress)
+                    for one in benchmarks
+                    if one.name not in examined
+                }
             finally:
                 await chat.close()
-            grading.append(asyncio.create_task(grade(checkpoint, answered)))
+            grading.append(asyncio.create_task(grade(checkpoint, examined, answered)))
         await asyncio.gather(*grading)
     finally:
         for task in grading:
@@ -112,6 +130,33 @@ class _Answer:
 
     item: Item
     reply: Reply | ReplyError
+
+
+_Answers = Mapping[str, Sequence[_Answer]]
+"""By the benchmark's name."""
+
+
+async def _examine(
+    chat: Chat,
+    open_likelihoods: Callable[[Checkpoint], Chat] | None,
+    benchmarks: Sequence[Benchmark],
+    checkpoint: Checkpoint,
+    progress: Progress,
+) -> dict[str, list[Graded]]:
+    """What the benchmarks find that ask in their own way, by their names."""
+    examining = [one for one in benchmarks if isinstance(one, Examining)]
+    folder = None if checkpoint.name == STRONGER else checkpoint.folder
+    found = {}
+    if needing := [one for one in examining if one.needs_weights]:
+        assert open_likelihoods is not None, "what needs likelihoods is given them"
+        likelihoods = open_likelihoods(checkpoint)
+        try:  # first, for the chat has not loaded its own weights yet
+            model = Examinee(checkpoint.name, folder, chat, likelihoods)
+            found = {one.name: await one.examine(model, progress) for one in needing}
+        finally:
+            await likelihoods.close()
+    model = Examinee(checkpoint.name, folder, chat, None)
+    return {**found, **{one.name: await one.examine(model, progress) for one in examining if one.name not in found}}
 
 
 async def _answer(
@@ -148,23 +193,26 @@ async def _grade(
     benchmark: Benchmark,
     checkpoint: Checkpoint,
     answers: Sequence[_Answer],
-    judge: Chat | None,
+    judges: Mapping[str, Chat],
     progress: Progress,
-) -> dict[str, Graded]:
-    answered = _answered(answers)
+) -> list[Graded]:
+    answered, judge = _answered(answers), judges.get(benchmark.name)
     task = f"{benchmark.name}: {checkpoint.name}, judged"
     if judge:
         progress.start(task, len(answered))
     grades = iter(
         await benchmark.grade_all(answered, judge, (lambda: progress.advance(task)) if judge else (lambda: None))
     )
-    rows = {one.item.id: _graded(one, grades) for one in answers}
+    rows = [_graded(one, grades) for one in answers]
     if judge:
         progress.finish(task)
+    return rows
+
+
+def _note_remarks(benchmark: Benchmark, checkpoint: Checkpoint, rows: Rows, progress: Progress) -> None:
     if seen := _count_remarks(rows):
         counts = ", ".join(f"{count:,} {remark}" for remark, count in seen.items())
         progress.note(f"{benchmark.name}: {checkpoint.name}: of {len(rows):,} items {counts}")
-    return rows
 
 
 def _graded(answer: _Answer, grades: Iterator[Grade]) -> Graded:
