@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -45,10 +45,13 @@ OURS, PLAIN, FLOOR = "anchored", "openai", "bare sockets"
 
 
 class Answering(asyncio.Protocol):
-    """HTTP as far as needed: whole requests with a Content-Length in, the one answer out, half a second later."""
+    """HTTP as far as needed: whole requests with a Content-Length in, a response out, half a second later.
 
-    def __init__(self, response: bytes) -> None:
-        self._response = response
+    It is the first of `responses` whose key the request holds.
+    """
+
+    def __init__(self, responses: Mapping[bytes, bytes]) -> None:
+        self._responses = responses
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -63,20 +66,26 @@ class Answering(asyncio.Protocol):
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         if len(rest) >= length:
             self._received = rest[length:]
-            asyncio.get_running_loop().call_later(LATENCY, self._transport.write, self._response)
+            response = next(response for key, response in self._responses.items() if key in rest)
+            asyncio.get_running_loop().call_later(LATENCY, self._transport.write, response)
 
 
-def endpoint(ready: Connection) -> None:
-    """Serve until the process is ended."""
+def response_of(answer: str) -> bytes:
+    """The whole HTTP response of a chat completion."""
     usage = {"prompt_tokens": 250, "completion_tokens": 450, "total_tokens": 700}
-    choice = {"index": 0, "message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}
+    choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
     whole = {"id": "1", "object": "chat.completion", "created": 1, "model": "load", "choices": [choice], "usage": usage}
     body = json.dumps(whole).encode()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    return f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def endpoint(ready: Connection, answers: Mapping[str, str]) -> None:
+    """Serve until the process is ended."""
+    responses = {key.encode(): response_of(answer) for key, answer in answers.items()}
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Answering(head + body), "127.0.0.1", 0, backlog=1024)
+        server = await loop.create_server(lambda: Answering(responses), "127.0.0.1", 0, backlog=1024)
         ready.send(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
@@ -84,9 +93,10 @@ def endpoint(ready: Connection) -> None:
 
 
 @contextlib.contextmanager
-def running_endpoint() -> Iterator[str]:
+def running_endpoint(answers: Mapping[str, str]) -> Iterator[str]:
+    """Its base URL; a request gets the first of `answers` whose key it holds."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=endpoint, args=(there,), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=endpoint, args=(there, answers), daemon=True)
     process.start()
     try:
         yield f"http://127.0.0.1:{here.recv()}/v1"
@@ -280,7 +290,7 @@ def main() -> None:
         side, url, in_flight, count = arguments.side
         run_here(side, url, int(in_flight), int(count))
         return
-    with running_endpoint() as url:
+    with running_endpoint({"": ANSWER}) as url:
         load = os.getloadavg()[0]
         text = section(measured(arguments, url), arguments, load)
     print(text)

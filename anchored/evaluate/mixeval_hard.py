@@ -84,9 +84,13 @@ class MixEvalHard:
             on_grade()
         questions = [self._question(answers[place]) for place in open_places]
         reminder = "" if self._prompts.official else REMINDER
-        rulings = await ask_judge(judge, questions, self._judge.tries, reminder, on_grade)
-        for place, ruling in zip(open_places, rulings, strict=True):
+
+        def grade(question: int, ruling: Ruling[float | str]) -> None:
+            place = open_places[question]
             grades[place] = self._grade(answers[place], ruling)
+            on_grade()
+
+        await ask_judge(judge, questions, self._judge.tries, reminder, grade)
         found = [grade for grade in grades if grade is not None]
         self._check_failures(found)
         return found
