@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -85,14 +85,15 @@ def test_in_a_log_a_long_note_is_one_line() -> None:
 
 
 def test_in_a_long_log_lines_tell_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchored.terminal._SECONDS_BETWEEN_LOG_LINES", -1.0)
+    clock = [1000.0]
+    monkeypatch.setattr("anchored.terminal.time", SimpleNamespace(monotonic=lambda: clock[0]))
     console = Console(file=io.StringIO(), width=120)
     with Terminal(console) as progress:
         progress.start("train", total=12, done=6)
-        time.sleep(0.6)
+        clock[0] += 61
         progress.advance("train", **{"loss": 0.5, "pairs/s": 8.213, "tokens/s": 12345.6})
     assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue() == "  train: 7/12 in 1 s, 3 s left  loss 0.5  pairs/s 8.21  tokens/s 12,346\n"
+    assert console.file.getvalue() == "  train: 7/12 in 61 s, 305 s left  loss 0.5  pairs/s 8.21  tokens/s 12,346\n"
 
 
 def test_on_a_screen_of_80_columns_all_of_training_is_seen() -> None:
