@@ -365,7 +365,7 @@ def main() -> None:
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     # a job manager's SIGTERM is as clean an end as Ctrl-C
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _end_as_by_ctrl_c)
     code = _exit_code()
     if under_launcher():
         # the end of an interpreter that ran collectives was seen to abort, which would pass for a failure
@@ -373,6 +373,12 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _end_as_by_ctrl_c(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script put us in the background, where Ctrl-C is not ours
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def _exit_code() -> int:
