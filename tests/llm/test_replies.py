@@ -262,6 +262,13 @@ def test_a_damaged_store_is_refused(path: Path) -> None:
     assert_refused(path, r"damaged .*move it aside.*merge-replies saved\.sqlite")
 
 
+def test_the_way_out_of_a_damaged_store_can_be_typed_as_it_stands(path: Path) -> None:
+    spaced = path.parent / "my runs" / path.name
+    fill(spaced)
+    os.truncate(spaced, 100_000)
+    assert_refused(spaced, rf"`anchored merge-replies saved\.sqlite '{spaced}'`")
+
+
 def test_a_store_that_was_cut_short_is_refused(path: Path) -> None:
     fill(path)
     os.truncate(path, 100_000)
