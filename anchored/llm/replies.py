@@ -129,7 +129,7 @@ class ReplyStore:
         The first reply to a request stays.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        rows = [_row(entry, now) for entry in entries]
+        rows = (_row(entry, now) for entry in entries)  # one at a time: a reply may be megabytes
         spent = [(spending.model, spending.usd, spending.basis, now) for spending in spendings]
         with self._writing, self._named_errors(), self._transaction():
             self._writer.executemany(_INSERT, rows)
