@@ -275,7 +275,7 @@ def plan(
     limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check the training of a recipe and estimate its memory, disk and time; writes and trains nothing."""
+    """Check a recipe, its data and benchmarks, and estimate memory, disk and time of training; changes nothing."""
     from dataclasses import asdict
 
     from anchored import recipe as recipes
