@@ -176,7 +176,7 @@ def _begin(run: Run, plan: Plan) -> None:
 def _check(run: Run, plan: Plan) -> None:
     """What would fail late fails now: hours of sampling should not end at a misspelt benchmark."""
     recipe, due = plan.recipe, {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
-    if due:
+    if due - {"create"} or ("create" in due and _answers_here(recipe)):
         check_template(recipe)
     if "create" in due and recipe.train.data is None:
         check_settings(recipe.create)
@@ -204,6 +204,12 @@ def check_evaluation(recipe: Recipe) -> None:
             f"evaluate.sample.serve: {engine} takes no adapters; set train.lora.merge to true, or leave serve out: "
             "they answer in this process then"
         )
+
+
+def _answers_here(recipe: Recipe) -> bool:
+    """Whether making pairs takes the policy's own weights; else they may be made where nobody has them."""
+    settings = recipe.create
+    return recipe.train.data is None and settings.asks_policy and settings.sample.elsewhere() is None
 
 
 def _changed_since(run: Run, recipe: Recipe) -> str:
@@ -336,8 +342,11 @@ class _Opened:
         if recipe.create.asks_policy:
             policy = _CheckedFirst(_policy(recipe, books, run, progress), [one.check for one in opened.values()])
             self.chats[POLICY] = books.remember(policy, paid=False)
+        # several revisions of one answer are paid for to have different ones
+        several = recipe.create.best_of is not None
+        chats = {at: WatchedChat(chat, progress.note) if several else chat for at, chat in opened.items()}
         for role, endpoint in asked.items():
-            self.chats[role] = books.remember(opened[_address(endpoint)], paid=endpoint.price is not None)
+            self.chats[role] = books.remember(chats[_address(endpoint)], paid=endpoint.price is not None)
         self._live = [chat for role, chat in self.chats.items() if role not in by_batch]
 
     def halt(self) -> None:

@@ -47,10 +47,11 @@ async def ask_judge(
     questions: Sequence[Question[Verdict]],
     tries: int,
     reminder: str = "",
-    on_ruling: Callable[[], None] = lambda: None,
+    on_ruling: Callable[[int, Ruling[Verdict]], None] = lambda _place, _ruling: None,
 ) -> list[Ruling[Verdict]]:
     """A ruling for each question, in their order; equal requests are one question.
 
+    `on_ruling(place, ruling)` hears of each as it is made: work on it then costs no time, for others are waited for.
     A reply without a verdict is answered with `reminder`, where there is one, or asked for again. Raises Stopped or
     ModelError where the judge is down or of no use to anybody.
     """
@@ -60,8 +61,8 @@ async def ask_judge(
 
     async def rule(_: int, request: Request) -> Ruling[Verdict]:
         ruling = await _rule(judge, questions[places[request][0]], tries, reminder)
-        for _ in places[request]:
-            on_ruling()
+        for place in places[request]:
+            on_ruling(place, ruling)
         return ruling
 
     unique = dict(zip(places, await work_through(places, rule), strict=True))

@@ -76,9 +76,13 @@ class MixEvalHard(Benchmark):
             on_grade()
         questions = [self._question(answers[place]) for place in open_places]
         reminder = "" if self._prompts.official else REMINDER
-        rulings = await ask_judge(judge, questions, self._judge.tries, reminder, on_grade)
-        for place, ruling in zip(open_places, rulings, strict=True):
+
+        def grade(question: int, ruling: Ruling[float | str]) -> None:
+            place = open_places[question]
             grades[place] = self._grade(answers[place], ruling)
+            on_grade()
+
+        await ask_judge(judge, questions, self._judge.tries, reminder, grade)
         found = [grade for grade in grades if grade is not None]
         if self._settings.without_verdict == "leave-out":
             check_failures(self.name, self._judge.model, found, self._judge.most_failed)

@@ -61,8 +61,11 @@ async def work_in_order(
     been paid for; `on_failure` is called before that wait, to end what is not under way yet.
     """
     line = _Line(items, take, ahead)
+    starting = asyncio.Lock()
 
     async def worker() -> None:
+        async with starting:  # one after the other, so that the first is under way before the last is made ready
+            await asyncio.sleep(0)
         while (numbered := await line.draw()) is not None:
             line.put(numbered[0], await work(*numbered))
 

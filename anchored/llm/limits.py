@@ -1,8 +1,9 @@
 """The gate before an endpoint: how many requests are in flight, how fast they follow, and whether any may go now.
 
 The limit shrinks when the endpoint says "too many" and grows back with each reply (additive increase, multiplicative
-decrease); a pause holds everyone; requests and tokens per minute keep their pace (`rates`). First come, first served.
-Bound to one event loop; knows nothing of HTTP.
+decrease); a pause holds everyone; requests and tokens per minute keep their pace (`rates`). First come, first served,
+one in each turn of the event loop: those let through together would be made ready together, and the first be sent as
+late as the last; their replies would come together too, and so on to the end. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ class Gate:
         self._closed_until = 0.0
         self._shrunk_at = 0.0
         self._open_for_good = False
+        self._rests = False
+        """Whether somebody was let through in this turn of the loop."""
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -201,6 +204,8 @@ class Gate:
                 self._let_through(place)
 
     def _let_through(self, place: _Place) -> None:
+        self._rests = True
+        asyncio.get_running_loop().call_soon(self._end_rest)
         now = asyncio.get_running_loop().time()
         self.requests.take(1, now)
         self.tokens.take(place.tokens, now)
@@ -208,7 +213,8 @@ class Gate:
         place.given.set_result(None)
 
     def _free(self) -> bool:
-        return self._open_for_good or (not self._closed_until and self.in_flight < int(self.limit))
+        has_room = not self._rests and not self._closed_until and self.in_flight < int(self.limit)
+        return self._open_for_good or has_room
 
     def _is_due(self) -> bool:
         """Whether the paces let the next one go; if not, an alarm is set for when they do."""
@@ -221,6 +227,10 @@ class Gate:
                 self._alarm.cancel()
             self._alarm = loop.call_at(due, self._ring)
         return False
+
+    def _end_rest(self) -> None:
+        self._rests = False
+        self._wake()
 
     def _ring(self) -> None:
         self._alarm = None

@@ -17,7 +17,10 @@ from anchored.evaluate.settings import EvaluateSettings
 from anchored.evaluate.stage import Checkpoint, evaluate
 from anchored.llm.chat import Chat
 from anchored.progress import Silent
+from anchored.recipe import shaping
 from anchored.records import STRONGER
+from anchored.report.compare import compare
+from anchored.report.differences import differences
 from anchored.runs import Run
 
 
@@ -118,3 +121,38 @@ def test_the_benchmark_that_chooses_has_to_be_one_of_them(tmp_path: Path) -> Non
     asked = write_questions(tmp_path / "asked.jsonl", "question 1")
     with pytest.raises(EvaluationError, match=r"evaluate\.select\.on: 'other' is none of the benchmarks.* asked"):
         run_stage(tmp_path / "run", [asked], {"start": right_at()}, select={"on": "other"})
+
+
+def test_a_comparison_pairs_what_the_stage_left_in_two_runs(tmp_path: Path) -> None:
+    first = write_questions(tmp_path / "first.jsonl", *(f"question {number}" for number in range(30)))
+    second = write_questions(tmp_path / "second.jsonl", *(f"question {number}" for number in range(100, 140)))
+    start = right_at(*range(15), *range(100, 120))
+    better = {
+        "start": start,
+        "epoch-01": right_at(*range(28), *range(100, 138)),
+        "epoch-02": right_at(*range(100, 125)),
+    }
+    worse = {"start": start, "epoch-01": right_at(*range(9)), "epoch-02": right_at(*range(17), *range(95, 123))}
+    for name, answers in (("apo-zero", better), ("dpo", worse)):
+        run = Run(tmp_path / name)
+        run_stage(run.folder, [first, second], answers)
+        run.recipe.write_text(
+            f"policy: {{model: m}}\ncreate: {{method: clair}}\ntrain: {{objective: {{name: {name}}}}}\n", "utf-8"
+        )
+    compared = compare([tmp_path / "dpo", tmp_path / "apo-zero"], shaping)
+    found = differences(compared)
+    assert found.notes == compared.notes == compared.left_out == ()
+    assert [(field.sheet.benchmark, field.of) for field in found.fields] == [
+        ("first", "mean"),
+        ("second", "mean"),
+        ("second", "chosen"),
+    ]
+    [pair] = found.fields[-1].pairs
+    assert found.fields[-1].rows[pair.better].objective == "apo-zero"
+    # on the first benchmark, epoch-01 of the one and epoch-02 of the other are best
+    drawn = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=400)
+    gap = np.array([float(place < 38) - float(place < 23) for place in range(40)])
+    ends = np.quantile(100 * drawn @ gap / 40, [0.025, 0.975])
+    assert pair.points.value == pytest.approx(100 * 15 / 40)
+    assert (pair.points.low, pair.points.high) == pytest.approx(tuple(ends), abs=1e-3)
+    assert pair.holds_among_all

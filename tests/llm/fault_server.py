@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +80,21 @@ def says(content: Any, *, after: float = 0.0, **message: Any) -> Act:
     return act
 
 
+def answers_together(server: FaultServer, count: int, then: Act) -> Act:
+    """Holds every request until so many are there at once, for half a minute at most; then none any more."""
+    there = asyncio.Event()
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        if server.in_flight == count:
+            there.set()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(there.wait(), 30)
+        there.set()
+        return await then(request)
+
+    return act
+
+
 def fails(status: int, error: Any = None, headers: Mapping[str, str] | None = None) -> Act:
     async def act(_: web.Request) -> web.StreamResponse:
         return web.json_response({"error": error or {"message": f"no luck ({status})"}}, status=status, headers=headers)
@@ -114,21 +130,26 @@ def hangs_up() -> Act:
     return act
 
 
-def hangs() -> Act:
+def hangs(begun: Callable[[], object] = lambda: None) -> Act:
+    """Never answers; calls `begun` when it begins not to."""
+
     async def act(_: web.Request) -> web.StreamResponse:
+        begun()
         await asyncio.sleep(3600)
         raise AssertionError
 
     return act
 
 
-def trickles(seconds: float) -> Act:
-    """Sends a byte now and then: no single read ever times out."""
+def trickles(seconds: float, begun: Callable[[], object] = lambda: None) -> Act:
+    """Sends a byte now and then: no single read ever times out; calls `begun` after some."""
 
     async def act(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        for _ in range(round(seconds / 0.05)):
+        for sent in range(round(seconds / 0.05)):
+            if sent == 3:
+                begun()
             await response.write(b" ")
             await asyncio.sleep(0.05)
         return response

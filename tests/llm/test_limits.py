@@ -62,6 +62,31 @@ def test_slots_are_given_in_order_and_a_renewal_goes_before_newcomers() -> None:
     asyncio.run(main())
 
 
+def test_one_is_let_through_in_each_turn_of_the_loop() -> None:
+    """So the first is sent before the last is made ready, and their replies come apart."""
+
+    async def main() -> None:
+        gate = Gate(10)
+        holders = [Holder(gate) for _ in range(12)]
+
+        async def went_in() -> list[int]:
+            """How many are inside after each turn, without repetitions."""
+            counts: list[int] = []
+            for _ in range(20):
+                await asyncio.sleep(0)
+                counts.append(sum(inside(holders)))
+            return sorted(set(counts))
+
+        assert await went_in() == list(range(1, 11))
+        for holder in holders[:10]:  # all at once
+            holder.renews.set()
+        assert await went_in() == list(range(1, 11))
+        await cancel(holders)
+        assert gate.in_flight == 0
+
+    asyncio.run(main())
+
+
 def test_a_pause_holds_newcomers_and_renewals_and_the_longest_counts() -> None:
     async def main() -> None:
         gate = Gate(10)
@@ -146,7 +171,7 @@ def test_cancelled_waiters_leak_no_slot() -> None:
         await asyncio.sleep(0)
         await cancel(holders)
         assert gate.in_flight == 0
-        async with asyncio.timeout(1), gate.slot():
+        async with asyncio.timeout(60), gate.slot():
             pass
 
     asyncio.run(main())

@@ -188,7 +188,13 @@ def test_what_earlier_processes_spent_counts() -> None:
 # through an endpoint
 
 
-def use(server: FaultServer, purse: Purse, work: Callable[[OpenAIChat], Coroutine[Any, Any, T]], **settings: Any) -> T:
+def use(
+    server: FaultServer,
+    purse: Purse,
+    work: Callable[[OpenAIChat], Coroutine[Any, Any, T]],
+    run: Callable[[Coroutine[Any, Any, T]], T] = asyncio.run,
+    **settings: Any,
+) -> T:
     async def main() -> T:
         given = {"model": "m", "base_url": server.base_url, "price": PRICE, "max_tokens": 100} | settings
         chat = OpenAIChat(EndpointSettings(**given), purse=purse)
@@ -197,7 +203,7 @@ def use(server: FaultServer, purse: Purse, work: Callable[[OpenAIChat], Coroutin
         finally:
             await chat.close()
 
-    return asyncio.run(main())
+    return run(main())
 
 
 def a_request(text: str = "Why?", max_tokens: int = 100) -> Request:
@@ -220,13 +226,14 @@ COST = (7 * 2 + 3 * 10) / 1e6  # of the fault server's usage
         (cuts(), 1),
         (sends("no json"), 1),
         (sends('{"choices": []}'), 1),
-        (hangs(), 1),
+        (None, 1),
     ],
 )
 def test_an_attempt_that_may_have_been_billed_is_counted_apart(server: FaultServer, fault: Any, unsure: int) -> None:
-    purse = Purse()
-    server.script = [fault]
-    use(server, purse, lambda chat: chat.reply(a_request()), timeout_seconds=0.3)
+    """The last: no reply in time."""
+    purse, clock = Purse(), virtual_time.Leaps()
+    server.script = [fault or hangs(clock.leap)]
+    use(server, purse, lambda chat: chat.reply(a_request()), clock.run, timeout_seconds=600)
     by_basis = {"usage": pytest.approx(COST)} | ({"unsure": pytest.approx(WORST)} if unsure else {})
     assert purse.spent().by_basis == by_basis
 
@@ -314,7 +321,8 @@ def test_the_cap_holds_at_any_concurrency_and_what_is_stored_costs_nothing(serve
 
 
 def test_attempts_without_a_reply_are_kept_too(server: FaultServer, tmp_path: Path) -> None:
-    server.script = [says("fine"), hangs()]
+    clock = virtual_time.Leaps()
+    server.script = [says("fine"), hangs(clock.leap)]
 
     async def work(chat: OpenAIChat) -> None:
         remembered = store.remember(chat, purse)
@@ -325,7 +333,7 @@ def test_attempts_without_a_reply_are_kept_too(server: FaultServer, tmp_path: Pa
 
     with ReplyStore(tmp_path / "replies.sqlite") as store:
         purse = Purse()
-        use(server, purse, work, timeout_seconds=0.3, retries=0)
+        use(server, purse, work, clock.run, timeout_seconds=600, retries=0)
         assert {one.basis: one.usd for one in store.spent()} == {
             "usage": pytest.approx(COST),
             "unsure": pytest.approx(worst_case(PRICE, a_body("2"))),

@@ -1,4 +1,8 @@
-"""An event loop whose clock jumps to whatever is due next: hours of waiting pass in no time, exactly."""
+"""Event loops whose clocks jump.
+
+To whatever is due next, so that hours of waiting pass in no time, exactly; or when told to, so that a reply with an
+hour's time is late when the test says so, however slow the machine is.
+"""
 
 from __future__ import annotations
 
@@ -26,3 +30,28 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run`, in virtual time."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(work)
+
+
+class Leaps:
+    """A loop whose clock is the machine's, until `leap` puts it an hour forward; from any thread."""
+
+    def __init__(self) -> None:
+        self._loop = _Leaping()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """`asyncio.run`, by this clock; once."""
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            return runner.run(work)
+
+    def leap(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.leap)
+
+
+class _Leaping(asyncio.SelectorEventLoop):
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+    def leap(self) -> None:
+        self.ahead += 3600

@@ -181,3 +181,16 @@ def test_every_recipe_of_the_docs_is_valid(tmp_path: Path, page: str, text: str)
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     recipes.load(path)
+
+
+def test_what_shapes_a_run_leaves_out_how_it_is_done_and_the_versions(tmp_path: Path) -> None:
+    recipe = tmp_path / "team.yaml"
+    recipe.write_text("policy: {model: m}\ncreate: {team: [{does: revise, model: a}, {does: revise, model: b}]}\n")
+    run = Run(tmp_path / "run")
+    recipes.write(run, recipes.load(recipe, ["train.device=cpu", "train.lora={rank: 4}"]))
+    settings = recipes.shaping(run.read_recipe() or {})
+    assert settings["train.lora.rank"] == 4
+    assert settings["create.team.1.model"] == "b"
+    assert settings["create.method"] == "clair"
+    how = ("train.device", "train.threads", "create.team.0.concurrency", "create.team.1.base_url", "create.budget_usd")
+    assert settings.keys().isdisjoint({*how, "versions.python"})
