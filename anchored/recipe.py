@@ -149,7 +149,7 @@ def _newer_settings(before: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _drop(settings: Any, place: Sequence[int | str]) -> None:
+def _drop(settings: Any, place: Sequence[Any]) -> None:
     """Take out the setting at this place, if it is one."""
     for name in place[:-1]:
         settings = settings[name] if isinstance(settings, list) or name in settings else {}
