@@ -90,12 +90,11 @@ def stronger_table(evaluated: Evaluated) -> Table:
 
 def notes_table(evaluated: Evaluated) -> Table:
     """What to know before trusting a score."""
-    rows = [
-        (benchmark, checkpoint, text)
-        for benchmark, found in evaluated.notes.items()
-        for checkpoint, texts in found.items()
-        for text in texts
-    ]
+    rows = []
+    for benchmark, found in evaluated.notes.items():
+        for text in dict.fromkeys(text for texts in found.values() for text in texts):
+            named = [checkpoint for checkpoint, texts in found.items() if text in texts]
+            rows.append((benchmark, ", ".join(named) if len(named) < len(evaluated.checkpoints) else "all", text))
     rows += [(benchmark, "", text) for benchmark, texts in evaluated.not_scored.items() for text in texts]
     return Table("Before you trust these scores", ("benchmark", "checkpoint", "note"), tuple(rows))
 

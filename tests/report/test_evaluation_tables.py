@@ -51,7 +51,13 @@ SUMMARY: dict[str, Any] = {
     ],
     "lengths": {ME_0601: {"start": 1200.0, "epoch-06": 1180.0, "epoch-07": 2400.4}},
     "length_changes": {ME_0601: {"epoch-06": around(-20.0, 5.0), "epoch-07": around(1200.4, 80.0)}},
-    "notes": {ME_0601: {"epoch-07": ["61% of the answers are <b>longer</b>"]}},
+    "notes": {
+        ME_0601: {
+            "start": ["files of one's own"],
+            "epoch-06": ["files of one's own"],
+            "epoch-07": ["61% of the answers are <b>longer</b>", "files of one's own"],
+        }
+    },
     "not_scored": {"alpaca-eval": ["no length-controlled score: too few"]},
 }
 
@@ -69,6 +75,7 @@ def test_every_part_of_the_evaluation_is_told(contents: Contents) -> None:
     found = {table.title: table.rows for table in evaluation_tables(contents.evaluated)}
     assert found == {
         "Before you trust these scores": (
+            (ME_0601, "all", "files of one's own"),
             (ME_0601, "epoch-07", "61% of the answers are <b>longer</b>"),
             ("alpaca-eval", "", "no length-controlled score: too few"),
         ),
