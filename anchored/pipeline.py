@@ -111,7 +111,7 @@ def execute(plan: Plan, progress: Progress) -> Run:
         return run
     with run.lock():
         _begin(run, plan)
-        _check(run, plan)
+        _check(run, plan, progress)
         for stage in plan.stages:
             if stage != "report" and run.summary(stage) is not None:
                 progress.note(f"{stage}: complete{_changed_since(run, plan.recipe) if stage == 'create' else ''}")
@@ -137,7 +137,7 @@ def _train_with_others(run: Run, plan: Plan, progress: Progress) -> None:
 
     settings = plan.recipe.train
     with launched(find_device(settings.device).type) as ranks, run.lock() if ranks.first else nullcontext():
-        if ranks.once(lambda: _is_due(run, plan)):
+        if ranks.once(lambda: _is_due(run, plan, progress)):
             rows = _training_rows(run, plan.recipe, progress)
             inputs = TrainInputs(model_of(plan.recipe), rows.training, rows.held_out)
             train_as_rank(run, settings, inputs, progress, ranks)
@@ -145,7 +145,7 @@ def _train_with_others(run: Run, plan: Plan, progress: Progress) -> None:
             progress.note("train: complete")
 
 
-def _is_due(run: Run, plan: Plan) -> bool:
+def _is_due(run: Run, plan: Plan, progress: Progress) -> bool:
     """Ready the run folder; returns whether there is still something to train."""
     if tuple(plan.stages) != ("train",):
         raise RecipeError(
@@ -153,7 +153,7 @@ def _is_due(run: Run, plan: Plan) -> bool:
             "torchrun, and this command without"
         )
     _begin(run, plan)
-    _check(run, plan)
+    _check(run, plan, progress)
     return run.summary("train") is None
 
 
@@ -173,7 +173,7 @@ def _begin(run: Run, plan: Plan) -> None:
     recipes.write(run, plan.recipe)
 
 
-def _check(run: Run, plan: Plan) -> None:
+def _check(run: Run, plan: Plan, progress: Progress) -> None:
     """What would fail late fails now: hours of sampling should not end at a misspelt benchmark."""
     recipe, due = plan.recipe, {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
     if due - {"create"} or ("create" in due and _answers_here(recipe)):
@@ -183,6 +183,8 @@ def _check(run: Run, plan: Plan) -> None:
         asked = recipe.create.endpoints().values()
         _check_servers(recipe.create.sample.serve, *(endpoint.serve for endpoint in asked))
     if "evaluate" in due:
+        if named := [name for name in recipe.evaluate.benchmarks if _is_lm_evals(name)]:
+            progress.note(f"lm-eval looks up {', '.join(named)}")  # and loads their data: a minute, for some
         check_evaluation(recipe)
 
 
@@ -650,11 +652,14 @@ def _benchmarks(recipe: Recipe) -> list[Benchmark]:
 
 
 def _benchmark(name: str, settings: EvaluateSettings, limit: int | None) -> Benchmark:
-    if name in BENCHMARKS:
-        return _Limited(BENCHMARKS[name](settings), limit)
-    if name.endswith(".jsonl"):
-        return _Limited(Questions(Path(name)), limit)
-    return Harness(name, settings, limit, tuple(BENCHMARKS))
+    if _is_lm_evals(name):
+        return Harness(name, settings, limit, tuple(BENCHMARKS))
+    return _Limited(BENCHMARKS[name](settings) if name in BENCHMARKS else Questions(Path(name)), limit)
+
+
+def _is_lm_evals(name: str) -> bool:
+    """Whether a benchmark's name is none of ours, and so to be looked up among lm-eval's tasks."""
+    return name not in BENCHMARKS and not name.endswith(".jsonl")
 
 
 def _checkpoints(run: Run, recipe: Recipe) -> list[Checkpoint]:

@@ -368,7 +368,11 @@ def test_a_metric_that_is_no_mean_of_grades_is_left_out_by_name(tmp_path: Path) 
             {},
             r"lm-eval cannot load odd: .*gone\.jsonl.*its data must be",
         ),
-        ({"process_results": Function("odd.of")}, {}, "odd needs a package: No module named 'nowhere_to_be_found'"),
+        (
+            {"process_results": Function("odd.of")},
+            {},
+            "odd needs what cannot be imported: .*No module named 'nowhere_to_be_found'",
+        ),
         ({}, {"include": "nowhere"}, "evaluate.lm_eval.include: nowhere is no folder"),
     ],
 )
