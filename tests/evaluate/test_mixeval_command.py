@@ -138,6 +138,33 @@ def test_a_trial_takes_some_of_both_kinds(tmp_path: Path, server: FaultServer) -
     assert [row["id"] for row in rows] == ["free-form/0", "free-form/1", "multiple-choice/0", "multiple-choice/1"]
 
 
+def test_a_plan_says_who_will_not_answer_and_what_to_do(tmp_path: Path, server: FaultServer) -> None:
+    clone, path = save(tmp_path / "clone"), tmp_path / "recipe.yaml"
+    there = {"base_url": server.base_url, "key_env": "THE_JUDGES_KEY"}
+    evaluation: dict[str, Any] = {
+        "benchmarks": [NAME],
+        "mixeval": {"data": str(clone), "official_data": False},
+        "judge": {"model": "judge", **there},
+        "stronger": {"model": "large", **there},
+    }
+    creation = {"method": "judge-off-policy", "prompts": {"data": "pocket", "take": 8}, "judged": "none.jsonl"}
+    path.write_text(yaml.safe_dump({"policy": {"model": "pocket"}, "create": creation, "evaluate": evaluation}))
+    command, key = ("plan", path, "--out", tmp_path / "run"), {"THE_JUDGES_KEY": "sk-secret"}
+    server.always = fails(401)
+    done = anchored(*command, "--json", env=key)
+    assert done.code == 2
+    asked = {one["role"]: one["problem"] for one in json.loads(done.out)["asked"]}
+    assert asked.keys() == {"evaluate: judge", "evaluate: stronger"}
+    assert all(asked.values())
+    assert "THE_JUDGES_KEY" in done.err
+    assert "sk-secret" not in done.err + done.out
+    server.always = None
+    done = anchored(*command, env=key)
+    assert done.code == 0, done.err
+    assert [line.split("│")[4].strip() for line in done.out.splitlines() if "evaluate: " in line] == ["yes", "yes"]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_with_what_is_missing(tmp_path: Path, server: FaultServer) -> None:
     run, clone = trained(tmp_path / "run"), save(tmp_path / "clone")

@@ -55,6 +55,7 @@ SUMMARY: dict[str, Any] = {
         ME_0601: {
             "start": ["files of one's own"],
             "epoch-06": ["files of one's own"],
+            "stronger": ["files of one's own"],
             "epoch-07": ["61% of the answers are <b>longer</b>", "files of one's own"],
         }
     },
