@@ -147,13 +147,14 @@ def test_a_plan_says_who_will_not_answer_and_what_to_do(tmp_path: Path, server: 
         "judge": {"model": "judge", **there},
         "stronger": {"model": "large", **there},
     }
-    creation = {"method": "judge-off-policy", "prompts": {"data": "pocket", "take": 8}, "judged": "none.jsonl"}
+    creation = {"prompts": {"data": "pocket", "take": 8}, "reviser": {"model": "pocket-teacher", "serve": "pocket"}}
     path.write_text(yaml.safe_dump({"policy": {"model": "pocket"}, "create": creation, "evaluate": evaluation}))
     command, key = ("plan", path, "--out", tmp_path / "run"), {"THE_JUDGES_KEY": "sk-secret"}
     server.always = fails(401)
     done = anchored(*command, "--json", env=key)
     assert done.code == 2
     asked = {one["role"]: one["problem"] for one in json.loads(done.out)["asked"]}
+    assert asked.pop("create: teacher") == ""
     assert asked.keys() == {"evaluate: judge", "evaluate: stronger"}
     assert all(asked.values())
     assert "THE_JUDGES_KEY" in done.err
