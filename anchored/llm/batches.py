@@ -413,7 +413,7 @@ class BatchChat:
                         end = end or self._end_by(found, batch if ended_by_others else None)
                     if end is None or isinstance(found, Reply):
                         self._settle(asked.key, found)
-            await self._results.spend_unsure(unsure_usd)
+            await self._results.spend_unsure(batch, unsure_usd)
             batch.state.kept = True
             batch.save()
         if end:
