@@ -339,7 +339,12 @@ class Remembered:
             call.task.add_done_callback(lambda _: self._calls.pop(key))
         else:
             self.hits += 1
-        return await call.result()
+        try:
+            return await call.result()
+        except asyncio.CancelledError:
+            if self._store.failure and call.task.cancelled():  # by `_end`, perhaps before it had begun
+                raise DataError(self._store.failure) from None
+            raise
 
     async def close(self) -> None:
         await self._chat.close()
@@ -350,13 +355,8 @@ class Remembered:
     async def _ask(self, request: Request) -> Reply:
         if self._store.failure:
             raise DataError(self._store.failure)
-        try:
-            reply = await self._chat.reply(request)
-            await self._keep(Entry(self.fingerprint, request, reply))
-        except asyncio.CancelledError:
-            if self._store.failure:  # `_end` cancelled it
-                raise DataError(self._store.failure) from None
-            raise
+        reply = await self._chat.reply(request)
+        await self._keep(Entry(self.fingerprint, request, reply))
         return replace(reply, raw={})
 
     async def _keep(self, entry: Entry) -> None:
