@@ -242,6 +242,44 @@ def convert(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write every number, each in its own column.")
+    ] = None,
+    latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables for LaTeX (booktabs).")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with tables and plots.")] = None,
+    view: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Show this view of benchmarks that have it; may be given several times."),
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="A row for every run, also where only seeds differ.")] = False,
+    intervals: Annotated[bool, typer.Option(help="Show 95 % intervals in the terminal and in LaTeX.")] = True,
+) -> None:
+    """Runs side by side (the paper's Tables 2, 4 and 5): what each data set and objective gained, and what differs."""
+    from anchored.recipe import shaping
+    from anchored.report import compare as runs_of
+    from anchored.report.compare_files import Outputs, check_outputs, write_outputs
+    from anchored.report.compare_tables import terminal_tables
+    from anchored.report.differences import differences
+    from anchored.terminal import print_table
+
+    outputs = Outputs(csv, latex, html)
+    check_outputs(outputs)
+    found = runs_of.compare(runs, shaping, view or (), each=each)
+    between = differences(found)
+    tables = terminal_tables(found, between, intervals=intervals)
+    for table in tables:
+        print_table(_out, table)
+    for note in (*found.notes, *between.notes):
+        _say(note)
+    for one in found.left_out:
+        _say(f"Not compared: {one}")
+    for path in write_outputs(found, between, outputs, intervals=intervals):
+        _say(f"Written: {path}")
+
+
+@app.command()
 def inspect(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A run folder, a file, a folder or a Hub id.")],
     decisions: Annotated[
@@ -327,7 +365,7 @@ def main() -> None:
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     # a job manager's SIGTERM is as clean an end as Ctrl-C
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _end_as_by_ctrl_c)
     code = _exit_code()
     if under_launcher():
         # the end of an interpreter that ran collectives was seen to abort, which would pass for a failure
@@ -335,6 +373,12 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _end_as_by_ctrl_c(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script put us in the background, where Ctrl-C is not ours
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def _exit_code() -> int:
@@ -431,7 +475,7 @@ def _cancel_batches(path: Path, overrides: Sequence[str], out: Path) -> None:
 
 
 def _show(run: Run, stages: Sequence[str]) -> None:
-    from anchored.report.tables import run_tables
+    from anchored.report.run_tables import run_tables
     from anchored.terminal import print_table
 
     for table in run_tables(run, stages):

@@ -3,7 +3,8 @@
 In: the revision, and what its reader knows (the task and the rejected answer). Out: the words that give it away, or
 None. A phrase counts where it points at the answer itself ("here is the revised version", "your original answer"), not
 where a thing of the world is improved ("an improved version of the iPhone"); and not where the task asks for editing,
-or where the task or the rejected answer talk so themselves. English only.
+or where the task or the rejected answer talk so themselves. English at length; in nine more languages what calls an
+answer a revised one, or the student's, unless the task speaks of answers or of students.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ _GAPS = re.compile(r"[ \t]{2,}|\t")
 
 def _excused(phrase: _Phrase, match: re.Match[str], task: str, known: str) -> bool:
     """Whether the words are at home in this task: it has students or solutions in it, or asks to edit a text."""
-    if phrase in _OF_AN_ANSWER:
+    if phrase in _OF_AN_ANSWER or phrase in _ELSEWHERE:
         named = match.groupdict().get("named")
         # "the previous answer" may also be one of an earlier turn
         return named is not None and (named.lower() in known or (" " in named and "assistant: " in known))
@@ -244,6 +245,92 @@ _OF_AN_ANSWER = (
         "improves|builds|expands|corrects|fixes|rectifies|revises",
     ),
 )
+_OVER = r"[ \t`\")»”」】]*(?:[:：]|$)"
+
+
+def _after(answer: str, revised: str, here: str, student: str) -> tuple[_Phrase, ...]:
+    """In a language that says `answer revised`.
+
+    The texts are regular expressions; `here` goes on to the answer, and `student` names him as `named`.
+    """
+    return (
+        _phrase(rf"<line>(?P<named>{answer}) (?:\w+ (?:y|e|et) )?(?:{revised}){_OVER}", answer),
+        _phrase(rf"\b(?:{here}) (?P<named>{answer}) (?:{revised})\b", answer),
+        _phrase(rf"\bvers(?:ion|ión|ão|ione) (?:{revised}) d\w{{1,4}} (?:\w{{2,5}} )?(?P<named>{answer})\b", answer),
+        _phrase(rf"\b{answer} (?:{student})\b", answer),
+    )
+
+
+def _before(answer: str, revised: str, here: str, student: str) -> tuple[_Phrase, ...]:
+    """In a language that says `revised answer`."""
+    named = rf"(?P<named>{answer})(?!\w)"
+    return (
+        _phrase(rf"<line>(?:{revised}) {named}{_OVER}", answer),
+        _phrase(rf"\b(?:{here}) (?:{revised}) {named}", answer),
+        _phrase(rf"\b{answer}[ае]? (?:{student})\b", answer),
+    )
+
+
+_ELSEWHERE = (
+    # Spanish, Portuguese, French, Italian
+    *_after(
+        "respuesta",
+        "corregida|revisada|mejorada|reescrita",
+        "(?:aquí (?:está|tienes|tiene|va)|(?:esta|la siguiente) es) (?:la|una|mi)",
+        "del (?P<named>estudiante|alumno)",
+    ),
+    *_after(
+        "resposta",
+        "corrigida|revisada|melhorada|aprimorada|reescrita",
+        "(?:aqui (?:está|vai)|esta é|segue) (?:a|uma|minha)",
+        "do (?P<named>estudante|aluno)",
+    ),
+    *_after(
+        "réponse",
+        "corrigée|révisée|améliorée|remaniée|reformulée",
+        "(?:voici|ceci est|c'est) (?:la|une|ma)",
+        "de l'(?P<named>élève|étudiant)",
+    ),
+    *_after(
+        "risposta",
+        "rivista|riveduta|migliorata|riformulata",
+        "(?:ecco|questa è) (?:la|una|la mia)",
+        "dello (?P<named>studente)",
+    ),
+    # German, Russian
+    *_before(
+        "antwort",
+        "korrigierte|überarbeitete|verbesserte|revidierte",
+        "(?:hier|dies|das|nachfolgend|folgendes) ist (?:die|eine|meine)",
+        "de[rs] (?P<named>schüler|studenten)(?:in|s)?",
+    ),
+    *_before(
+        "ответ",
+        "исправленный|улучшенный|переработанный|доработанный",
+        "вот|это",
+        "(?P<named>студент|ученик)а",
+    ),
+    # Chinese, Japanese, Korean: no spaces between words, or other words
+    _phrase(
+        r"(?:(?:以下|[这這]|下面)是[^。，\n]{0,4}?|<line>)(?:修改|修[订訂]|改[进進]|更正|修正|[优優]化|完善)[过過后後]?的?"
+        r"(?P<named>答案|回答|解答)(?=[ \t`\"”」】。，,!！]*(?:[:：]|$))",
+        "答案|回答|解答",
+    ),
+    _phrase(r"(?P<named>[学學]生)的(?:回答|答案|解答)", "学生的|學生的"),
+    _phrase(
+        r"(?:(?:以下|これ|こちら)[はが][^。、\n]{0,6}?|<line>)(?:修正|改訂|改善|訂正)(?:後の|済みの|版の|された|した)"
+        r"(?P<named>回答|答え|解答)(?=です|[ \t`\"」】。]*(?:[:：]|$))",
+        "回答|答え|解答",
+    ),
+    _phrase(r"(?P<named>学生|生徒)の(?:回答|答え|解答)", "学生の|生徒の"),
+    _phrase(
+        r"(?:\b(?:다음|아래|이것)[은는][^.,\n]{0,6}? |<line>)(?:수정|개선|교정|보완)[된한] (?P<named>답변|답안)"
+        r"(?=입니다|[ \t`\"”]*(?:[:：.]|$))",
+        "답변|답안",
+    ),
+    _phrase(r"(?P<named>학생)의 (?:답변|답안)", "학생의"),
+)
+"""How other languages speak of a revised answer; `named` as above."""
 # a text or some code is called a revised one, or changes are reported: what a task of editing asks for
 _OF_A_TEXT = (
     _phrase(r"<here><words><revised><gap><text><of_writing><end>", "<revised>", "<text>"),
@@ -349,7 +436,7 @@ _OF_A_TEXT = (
         "corrected|revised|fixed",
     ),
 )
-_PHRASES = (*_OF_AN_ANSWER, *_OF_A_TEXT)
+_PHRASES = (*_OF_AN_ANSWER, *_ELSEWHERE, *_OF_A_TEXT)
 
 
 _WRITING = _any(

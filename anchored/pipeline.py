@@ -26,12 +26,14 @@ from anchored.create.settings import POLICY, CreateSettings
 from anchored.create.stage import ByBatch, create
 from anchored.create.templates import templates
 from anchored.errors import DataError, EvaluationError, ModelError, RecipeError
-from anchored.evaluate.benchmark import Benchmark, Item
+from anchored.evaluate.alpaca_eval import AlpacaEval
+from anchored.evaluate.benchmark import Benchmark, Examining, Item
+from anchored.evaluate.harness import Harness
 from anchored.evaluate.mixeval_files import versions
 from anchored.evaluate.mixeval_hard import MixEvalHard
 from anchored.evaluate.questions import Questions
-from anchored.evaluate.settings import EvaluateSettings
-from anchored.evaluate.stage import Checkpoint, check_names, evaluate
+from anchored.evaluate.settings import EvaluateSettings, GraderSettings
+from anchored.evaluate.stage import Checkpoint, check_benchmarks, evaluate
 from anchored.llm.alike import WatchedChat
 from anchored.llm.batch_api import BatchApi
 from anchored.llm.batch_endpoint import cancel_batches
@@ -52,7 +54,7 @@ from anchored.llm.shared import Books
 from anchored.pocket import world
 from anchored.progress import Progress
 from anchored.recipe import Recipe
-from anchored.records import START, Answer, Message, TrainingRow, user_prompt
+from anchored.records import START, STRONGER, Answer, Message, TrainingRow, user_prompt
 from anchored.runs import STAGES, Run
 from anchored.train.launch import launched, under_launcher
 
@@ -69,6 +71,7 @@ SERVERS: Mapping[str, Callable[[], AbstractContextManager[Server]]] = {"pocket":
 BENCHMARKS: Mapping[str, Callable[[EvaluateSettings], Benchmark]] = {
     "pocket": lambda _: world.PocketBenchmark(),
     **{f"mixeval-hard/{version}": partial(MixEvalHard, version) for version in versions()},
+    "alpaca-eval": AlpacaEval,
 }
 
 
@@ -173,21 +176,40 @@ def _begin(run: Run, plan: Plan) -> None:
 def _check(run: Run, plan: Plan) -> None:
     """What would fail late fails now: hours of sampling should not end at a misspelt benchmark."""
     recipe, due = plan.recipe, {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
-    if due:
+    if due - {"create"} or ("create" in due and _answers_here(recipe)):
         check_template(recipe)
     if "create" in due and recipe.train.data is None:
         check_settings(recipe.create)
         asked = recipe.create.endpoints().values()
         _check_servers(recipe.create.sample.serve, *(endpoint.serve for endpoint in asked))
     if "evaluate" in due:
-        check_names(_benchmarks(recipe))
-        _check_servers(recipe.evaluate.sample.serve, recipe.evaluate.judge and recipe.evaluate.judge.serve)
-        lora, engine = recipe.train.lora, recipe.evaluate.sample.serve
-        if engine is not None and lora is not None and not lora.merge:
-            raise EvaluationError(
-                f"evaluate.sample.serve: {engine} takes no adapters; set train.lora.merge to true, or leave serve out: "
-                "they answer in this process then"
-            )
+        check_evaluation(recipe)
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """Raise for benchmarks that are unknown or whose data is not there, and for models that cannot answer them."""
+    benchmarks, stronger = _benchmarks(recipe), recipe.evaluate.stronger
+    check_benchmarks(benchmarks, recipe.evaluate)
+    asked = [*(one.judge for one in benchmarks if one.judge), *filter(None, [stronger])]
+    _check_servers(recipe.evaluate.sample.serve, *(endpoint.serve for endpoint in asked))
+    needing = [one.name for one in benchmarks if isinstance(one, Examining) and one.needs_weights]
+    if needing and stronger is not None:
+        raise EvaluationError(
+            f"evaluate.stronger: {stronger.model} answers at an endpoint, and {', '.join(needing)} needs likelihoods, "
+            "which only a model's own weights tell; leave one of both out"
+        )
+    lora, engine = recipe.train.lora, recipe.evaluate.sample.serve
+    if engine is not None and lora is not None and not lora.merge:
+        raise EvaluationError(
+            f"evaluate.sample.serve: {engine} takes no adapters; set train.lora.merge to true, or leave serve out: "
+            "they answer in this process then"
+        )
+
+
+def _answers_here(recipe: Recipe) -> bool:
+    """Whether making pairs takes the policy's own weights; else they may be made where nobody has them."""
+    settings = recipe.create
+    return recipe.train.data is None and settings.asks_policy and settings.sample.elsewhere() is None
 
 
 def _changed_since(run: Run, recipe: Recipe) -> str:
@@ -320,8 +342,11 @@ class _Opened:
         if recipe.create.asks_policy:
             policy = _CheckedFirst(_policy(recipe, books, run, progress), [one.check for one in opened.values()])
             self.chats[POLICY] = books.remember(policy, paid=False)
+        # several revisions of one answer are paid for to have different ones
+        several = recipe.create.best_of is not None
+        chats = {at: WatchedChat(chat, progress.note) if several else chat for at, chat in opened.items()}
         for role, endpoint in asked.items():
-            self.chats[role] = books.remember(opened[_address(endpoint)], paid=endpoint.price is not None)
+            self.chats[role] = books.remember(chats[_address(endpoint)], paid=endpoint.price is not None)
         self._live = [chat for role, chat in self.chats.items() if role not in by_batch]
 
     def halt(self) -> None:
@@ -418,23 +443,38 @@ def _evaluate(run: Run, plan: Plan, progress: Progress) -> None:
 async def _evaluate_checkpoints(run: Run, recipe: Recipe, progress: Progress) -> None:
     settings, benchmarks = recipe.evaluate, _benchmarks(recipe)
     checkpoints = _checkpoints(run, recipe)
+    priced = any(endpoint.price for endpoint in settings.endpoints().values())
     with ReplyStore(run.replies) as store, ExitStack() as servers:
-        grader, judge = settings.judge if any(one.needs_judge for one in benchmarks) else None, None
+        purse = Purse(settings.budget_usd, store.spent(), "evaluate") if priced else None
+        books = Books(store, purse)
+        judges: dict[str, Chat] = {}
         checks: list[Callable[[], Awaitable[None]]] = []
-        if grader is not None:
-            asked = servers.enter_context(_teacher("judge", grader, Books(store, None), run, progress))
-            judge = store.remember(asked)
+        for name, grader in {_content(one.judge): one.judge for one in benchmarks if one.judge}.items():
+            asked = servers.enter_context(_teacher("judge", grader, books, run, progress))
+            judges[name] = books.remember(asked, paid=grader.price is not None)
             checks.append(asked.check)
 
         def open_chat(checkpoint: Checkpoint) -> Chat:
+            if checkpoint.name == STRONGER and settings.stronger:
+                asked = servers.enter_context(_teacher(STRONGER, settings.stronger, books, run, progress))
+                return books.remember(_CheckedFirst(asked, checks), paid=settings.stronger.price is not None)
             log = run.server_log(checkpoint.name)
             chat = _chat_of(checkpoint.folder, checkpoint.name, settings.sample, log, progress)
-            return store.remember(_CheckedFirst(chat, checks))
+            return books.remember(_CheckedFirst(chat, checks), paid=False)
 
+        def open_likelihoods(checkpoint: Checkpoint) -> Chat:
+            from anchored.evaluate.likelihoods import Likelihoods
+
+            size = settings.sample.batch_size
+            return books.remember(Likelihoods(checkpoint.folder, batch_size=size, name=checkpoint.name), paid=False)
+
+        by_name = {one.name: judges[_content(one.judge)] for one in benchmarks if one.judge}
         try:
-            await evaluate(run, settings, benchmarks, checkpoints, open_chat, progress, judge)
+            await evaluate(
+                run, settings, benchmarks, checkpoints, open_chat, progress, by_name, purse, open_likelihoods
+            )
         finally:
-            if judge is not None:
+            for judge in judges.values():
                 await judge.close()
 
 
@@ -606,18 +646,15 @@ def _parted(rows: Sequence[TrainingRow], held_out: int, seed: int) -> TrainingDa
 
 def _benchmarks(recipe: Recipe) -> list[Benchmark]:
     """Those that the recipe names, of which `limit` leaves the first items only."""
-    return [_Limited(_benchmark(name, recipe.evaluate), recipe.limit) for name in recipe.evaluate.benchmarks]
+    return [_benchmark(name, recipe.evaluate, recipe.limit) for name in recipe.evaluate.benchmarks]
 
 
-def _benchmark(name: str, settings: EvaluateSettings) -> Benchmark:
+def _benchmark(name: str, settings: EvaluateSettings, limit: int | None) -> Benchmark:
     if name in BENCHMARKS:
-        return BENCHMARKS[name](settings)
+        return _Limited(BENCHMARKS[name](settings), limit)
     if name.endswith(".jsonl"):
-        return Questions(Path(name))
-    raise EvaluationError(
-        f"evaluate.benchmarks: {name!r} is not known; choose from {', '.join(BENCHMARKS)}, or give a path to a "
-        ".jsonl of questions"
-    )
+        return _Limited(Questions(Path(name)), limit)
+    return Harness(name, settings, limit, tuple(BENCHMARKS))
 
 
 def _checkpoints(run: Run, recipe: Recipe) -> list[Checkpoint]:
@@ -625,7 +662,14 @@ def _checkpoints(run: Run, recipe: Recipe) -> list[Checkpoint]:
     trained = [Checkpoint(name, step, run.checkpoints / name) for name, step in summary["checkpoints"].items()]
     if recipe.evaluate.checkpoints == "last":
         trained = trained[-1:]
-    return [Checkpoint(START, 0, model_of(recipe)), *trained]
+    stronger = recipe.evaluate.stronger
+    aside = [Checkpoint(STRONGER, 0, stronger.model)] if stronger else []
+    # first, so that a wrong key is found before hours of answering
+    return [*aside, Checkpoint(START, 0, model_of(recipe)), *trained]
+
+
+def _content(settings: GraderSettings) -> str:
+    return settings.model_dump_json()
 
 
 class _Limited:
@@ -633,8 +677,9 @@ class _Limited:
 
     def __init__(self, benchmark: Benchmark, limit: int | None) -> None:
         self.name, self.version, self.views = benchmark.name, benchmark.version, benchmark.views
-        self.needs_judge = benchmark.needs_judge
+        self.judge, self.more_items = benchmark.judge, benchmark.more_items
         self.grade_all, self.judged_by = benchmark.grade_all, benchmark.judged_by
+        self.notes, self.export = benchmark.notes, benchmark.export
         self._items = _first(benchmark.items(), limit)
 
     def items(self) -> Sequence[Item]:

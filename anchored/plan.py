@@ -81,13 +81,14 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, folder: Path) -> Plan:
-    """Check and estimate; `folder` is where the run would lie."""
+    """Check, the benchmarks too, and estimate; `folder` is where the run would lie."""
     from anchored.train import estimate
     from anchored.train.policy import sketch_policy
 
     notes = _Notes()
     settings, model = recipe.train, pipeline.model_of(recipe)
     pipeline.check_template(recipe)
+    pipeline.check_evaluation(recipe)
     sketch = sketch_policy(model, settings)
     examples, data = _data(recipe, sketch, notes)
     row = estimate.fullest_row(examples, settings, sketch.tokens_per_batch)

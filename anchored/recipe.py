@@ -6,11 +6,13 @@ and the way out on one line.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +125,47 @@ def changes(run: Run, recipe: Recipe) -> list[Change]:
     before = run.read_recipe()
     if before is None:
         return []
-    before.pop("versions", None)
-    old, new = dict(_leaves(before)), dict(_leaves(recipe.model_dump(mode="json")))
-    free = set(_how_only(recipe))
-    if not run.has_begun("evaluate"):
-        free |= {key for key in (*old, *new) if key.startswith("evaluate.")}
+    old = {**shaping(_newer_settings(before)), **shaping(before)}
+    new = shaping(recipe.model_dump(mode="json"))
     keys = [key for key in {**new, **old} if old.get(key, _MISSING) != new.get(key, _MISSING)]
-    return [
-        Change(key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys if free.isdisjoint(_sections(key))
-    ]
+    if not run.has_begun("evaluate"):
+        keys = [key for key in keys if not key.startswith("evaluate.")]
+    return [Change(key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys]
+
+
+def _newer_settings(before: Mapping[str, Any]) -> dict[str, Any]:
+    """A run folder's settings with the defaults of those that this version has beside them; {} where they do not fit.
+
+    What this version has no more is left out.
+    """
+    known: Any = copy.deepcopy(_unversioned(before))
+    for _ in range(2):
+        try:
+            return Recipe.model_validate(known).model_dump(mode="json")
+        except ValidationError as error:
+            for one in error.errors():
+                if one["type"] == "extra_forbidden":
+                    _drop(known, one["loc"])
+    return {}
+
+
+def _drop(settings: Any, place: Sequence[Any]) -> None:
+    """Take out the setting at this place, if it is one."""
+    for name in place[:-1]:
+        settings = settings[name] if isinstance(settings, list) or name in settings else {}
+    if isinstance(settings, dict):
+        settings.pop(place[-1], None)
+
+
+def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of resolved settings those that change what comes out of a run, by dotted key; not its versions."""
+    free = _how_only(Recipe)
+    leaves = _leaves(_unversioned(settings))
+    return {key: value for key, value in leaves if free.isdisjoint(_sections(key))}
+
+
+def _unversioned(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "versions"}
 
 
 def first_stage(changed: Sequence[Change]) -> str:
@@ -171,10 +205,12 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key is no word; braces that a template has yet to fill need quotes"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -236,7 +272,7 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
         if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
             value = {str(place): one for place, one in enumerate(value)}
@@ -246,24 +282,21 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def _how_only(settings: Settings, prefix: str = "") -> Iterator[str]:
-    yield from (f"{prefix}{name}" for name in settings.how_only)
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, tuple):
-            inner = {f"{prefix}{name}.{place}.": one for place, one in enumerate(value)}
-        else:
-            inner = {f"{prefix}{name}.": value}
-        for where, one in inner.items():
-            if isinstance(one, Settings):
-                yield from _how_only(one, where)
+@cache
+def _how_only(model: type[BaseModel], prefix: str = "") -> frozenset[str]:
+    """The dotted keys that say only how a thing is done; of the members of a list, without their places."""
+    found = {f"{prefix}{name}" for name in getattr(model, "how_only", ())}
+    for name, field in model.model_fields.items():
+        if inner := _model_of(field.annotation):
+            found |= _how_only(inner, f"{prefix}{name}.")
+    return frozenset(found)
 
 
 def _sections(key: str) -> Iterator[str]:
-    """A dotted key and what it stands in: `a.b.c`, `a.b`, `a`."""
-    while key:
-        yield key
-        key = key.rpartition(".")[0]
+    """A dotted key and what it stands in, without places in lists: `a.b.c`, `a.b`, `a`."""
+    parts = [part for part in key.split(".") if not part.isdigit()]
+    for length in range(len(parts), 0, -1):
+        yield ".".join(parts[:length])
 
 
 def _versions() -> dict[str, str]:

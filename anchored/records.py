@@ -15,6 +15,8 @@ Role = Literal["system", "user", "assistant"]
 
 START = "start"
 """The starting model's name among the checkpoints."""
+STRONGER = "stronger"
+"""The name, among the checkpoints, of a stronger model that answers beside them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,23 +91,25 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def _parts_that_fit(table: Table, columns: Sequence[int], width: int) -> Iterator[RichTable]:
-    """A table, tightened if it is too wide, and if it still is, in parts that each begin with the first column."""
+    """A table, tightened if it is too wide, and if it still is, in parts that each begin with what names the rows."""
     for padding in (1, 0):
         if widths := _widths(table, columns, width - 1 - len(columns) * (1 + 2 * padding)):
             yield _rich_table(table, columns, widths, padding)
             return
-    first, *others = columns
-    fit = next((n for n in range(len(others) - 1, 0, -1) if _widths(table, [first, *others[:n]], width - 2 - n)), 1)
-    yield _rich_table(table, [first, *others[:fit]], _widths(table, [first, *others[:fit]], width - 2 - fit), 0)
-    if others[fit:]:
-        yield from _parts_that_fit(table, [first, *others[fit:]], width)
+    names, others = columns[: table.names], columns[table.names :]
+    parts = ([*names, *others[:n]] for n in range(len(others) - 1, 0, -1))
+    fit = next((part for part in parts if _widths(table, part, width - 1 - len(part))), [*names, *others[:1]])
+    yield _rich_table(table, fit, _widths(table, fit, width - 1 - len(fit)), 0)
+    if rest := others[len(fit) - len(names) :]:
+        yield from _parts_that_fit(table, [*names, *rest], width)
 
 
 def _widths(table: Table, columns: Sequence[int], room: int) -> list[int] | None:
     """Characters for each column, such that no word is cut; None if there is no room for that."""
     texts = [[table.columns[column], *(row[column] for row in table.rows)] for column in columns]
     widths = [max(cell_len(word) for text in column for word in (text.split() or [""])) for column in texts]
-    wanting = [max(map(cell_len, column)) - width for column, width in zip(texts, widths, strict=True)]
+    lines = [[line for text in column for line in text.split("\n")] for column in texts]
+    wanting = [max(map(cell_len, column)) - width for column, width in zip(lines, widths, strict=True)]
     slack = room - sum(widths)
     if slack < 0:
         return None
@@ -119,7 +121,7 @@ def _widths(table: Table, columns: Sequence[int], room: int) -> list[int] | None
 
 
 def _rich_table(table: Table, columns: Sequence[int], widths: Sequence[int] | None, padding: int) -> RichTable:
-    title = None if columns[1] > 1 else table.title
+    title = None if len(columns) > table.names and columns[table.names] > table.names else table.title
     shown = RichTable(title=title, title_justify="left", title_style="bold", padding=(0, padding))
     for place, column in enumerate(columns):
         justify = "right" if table.is_numeric(column) else "left"

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from anchored.evaluate.length_control import GamedRows, JudgedRows, length_controlled, refit
+from anchored.evaluate.statistics import draws
 
 INSTRUCTIONS = 805
 
@@ -51,8 +52,9 @@ def main() -> None:
     rows, gamed = make_rows(rng, difficulty), make_gamed(rng, difficulty)
     fit = length_controlled(rows, gamed)
     once = seconds(lambda: length_controlled(rows, gamed), asked.repeats)
-    again = seconds(lambda: refit(rows, gamed, fit.c, asked.refits, 0), asked.repeats)
-    spread = refit(rows, gamed, fit.c, asked.refits, 0).std()
+    drawn = draws(len(rows.gap), asked.refits, 0)
+    again = seconds(lambda: refit(rows, gamed, fit.c, drawn), asked.repeats)
+    spread = refit(rows, gamed, fit.c, drawn).std()
     print(
         f"length-controlled {fit.win_rate:.2f} % (C {fit.c:.3g}), standard error {fit.standard_error:.2f}, of refits "
         f"{spread:.2f}\n51 fits of cross-validation: {once:.3f} s; {asked.refits:,} refits: {again:.2f} s (medians of "

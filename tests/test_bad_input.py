@@ -167,6 +167,12 @@ def test_a_section_that_stands_twice(tmp_path: Path) -> None:
     assert_one_line(anchored("run", path, "--out", tmp_path / "run"), "'train' stands twice")
 
 
+def test_a_place_that_a_template_has_yet_to_fill(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("policy: {model: {{MODEL}}}\n")
+    assert_one_line(anchored("run", path, "--out", tmp_path / "run"), str(path), "need quotes", "line 1")
+
+
 def test_a_key_in_the_place_of_its_name_is_not_shown(tmp_path: Path) -> None:
     for setting in ("key_env=sk-my-secret", "base_url=https://me:sk-my-secret@host/v1"):
         done = anchored("run", POCKET, *TINY, f"create.reviser.{setting}", "--out", tmp_path / "run")
@@ -190,6 +196,21 @@ def test_an_interrupted_run_says_that_it_goes_on(tmp_path: Path, sent: int) -> N
         while process.poll() is None and not run.replies.exists():
             time.sleep(0.01)
         process.send_signal(sent)
+        error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 3, error
+    assert error == "error: interrupted; the same command goes on from here\n"
+
+
+def test_a_run_in_the_background_of_a_script_is_ended_by_sigterm_alone(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    arguments = command(["create", POCKET, "--out", run.folder])
+    # as a shell without job control does it for `anchored create ... &`
+    behind = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *arguments]
+    with subprocess.Popen(behind, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not run.replies.exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         error = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 3, error
     assert error == "error: interrupted; the same command goes on from here\n"

@@ -293,7 +293,8 @@ def test_a_hub_id_that_cannot_be_had_is_one_line() -> None:
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("nobody/nothing-of-the-kind: no such path here, and no such data set on the Hub")
+    assert done.stdout.startswith("nobody/nothing-of-the-kind: no such path here, and not to be had from the Hub")
+    assert "the Hub cannot be reached; correct the path, mend the network" in done.stdout
     assert done.stdout.count("\n") == 1
 
 

@@ -193,12 +193,79 @@ ORDINARY = [
 ]
 
 
-@pytest.mark.parametrize("text", LEAKS)
+LEAKS_ELSEWHERE = """
+Respuesta corregida:
+**Respuesta mejorada:** El cielo dispersa la luz.
+Aquí tienes una respuesta revisada:
+Esta versión corregida de la respuesta es más clara.
+La respuesta del estudiante es correcta.
+Resposta corrigida:
+Aqui está a resposta revisada: a luz espalha-se.
+A resposta do aluno está certa.
+Réponse corrigée :
+Voici une réponse améliorée :
+Voici la version corrigée de la réponse.
+La réponse de l'élève est juste.
+Risposta corretta e migliorata:
+Ecco la risposta rivista:
+La risposta dello studente è giusta.
+Überarbeitete Antwort:
+Hier ist die verbesserte Antwort:
+Die Antwort des Schülers ist richtig.
+Исправленный ответ:
+Вот улучшенный ответ:
+В ответе студента есть ошибка.
+修改后的答案：
+以下是改进后的回答：
+这是修订后的回答。
+学生的回答是正确的。
+修正後的答案：
+修正後の回答：
+以下は改善された回答です。
+学生の回答は正しいです。
+수정된 답변:
+다음은 개선된 답변입니다.
+학생의 답변은 맞습니다.
+""".strip().splitlines()
+
+ORDINARY_ELSEWHERE = """
+La respuesta correcta es 42.
+Una respuesta rápida del equipo mejora los tiempos.
+La versión corregida del libro salió en 1990.
+La respuesta inmune mejorada protege mejor.
+El estudiante respondió a la pregunta del profesor.
+A resposta certa é 42.
+A resposta imunológica original foi lenta.
+La réponse correcte est 42.
+Voici une réponse simple : la lumière.
+L'élève a donné sa réponse au professeur.
+La réponse immunitaire améliorée protège mieux.
+La risposta corretta è 42.
+La risposta esatta: la luce.
+Ecco la risposta:
+Die richtige Antwort ist 42.
+Hier ist die Antwort:
+Eine verbesserte Antwortzeit hilft allen.
+Правильный ответ: 42.
+Вот ответ:
+正确的答案是42。
+以下是回答：
+改进后的方法更快。
+正しい答えは42です。
+以下は回答です。
+改善された方法は速い。
+정답은 42입니다.
+다음은 답변입니다.
+개선된 방법은 더 빠릅니다.
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("text", [*LEAKS, *LEAKS_ELSEWHERE])
 def test_words_that_speak_of_a_revision_are_a_leak(text: str) -> None:
     assert find_leak(text, WHY, "Because of the ocean.") is not None
 
 
-@pytest.mark.parametrize("text", ORDINARY)
+@pytest.mark.parametrize("text", [*ORDINARY, *ORDINARY_ELSEWHERE])
 def test_words_about_the_world_are_no_leak(text: str) -> None:
     assert find_leak(text, WHY, "Because of the ocean.") is None
 
@@ -216,6 +283,10 @@ def test_words_about_the_world_are_no_leak(text: str) -> None:
         ("User: Why?\n\nAssistant: The sea.\n\nUser: No.", "My previous answer was wrong: light scatters."),
         ("My previous solution was O(n^2). How do I speed it up?", "Your previous solution compares all pairs."),
         ("How would you edit this paragraph?", "**Revised paragraph:** It rained."),
+        ("Mejora esta respuesta: el cielo es azul.", "Respuesta mejorada: el cielo dispersa la luz."),
+        ("Améliore cette réponse : le ciel est bleu.", "Voici une réponse améliorée : le ciel diffuse la lumière."),
+        ("Bewerte die Lösung des Schülers.", "Die Antwort des Schülers ist richtig."),
+        ("请修改这个答案：天空是蓝色的。", "修改后的答案：天空散射光线。"),
         (
             "Explain the slot {corrected_student_solution} of the CLAIR prompt.",
             "{corrected_student_solution} is a slot.",
@@ -258,7 +329,8 @@ def test_a_long_text_takes_no_noticeable_time() -> None:
 
 
 def test_what_a_phrase_needs_stands_in_every_text_that_it_matches() -> None:
-    for text in (*LEAKS, *ORDINARY, *(f"**{text}**\n\n{text.upper()}" for text in LEAKS)):
+    leaks = (*LEAKS, *LEAKS_ELSEWHERE)
+    for text in (*leaks, *ORDINARY, *(f"**{text}**\n\n{text.upper()}" for text in leaks)):
         plain = _plain(text)
         every = [(phrase, match[0]) for phrase in _PHRASES for match in phrase.pattern.finditer(plain)]
         assert [(phrase, match[0]) for phrase, match in _matches(plain)] == every

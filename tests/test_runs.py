@@ -96,3 +96,12 @@ def test_an_unreadable_recipe_in_a_run_folder_is_named(tmp_path: Path) -> None:
     run.recipe.write_text(json.dumps(["not", "settings"]))
     with pytest.raises(RecipeError, match="holds no settings"):
         run.read_recipe()
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_an_unreadable_summary_of_a_stage_is_named(tmp_path: Path, text: str) -> None:
+    run = Run(tmp_path)
+    run.complete("train", {"steps": 3})
+    (tmp_path / "stages/train.json").write_text(text)
+    with pytest.raises(DataError, match=r"stages/train\.json: .*the stage is done again"):
+        run.summary("train")

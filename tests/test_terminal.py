@@ -38,6 +38,32 @@ def test_no_word_of_a_table_is_cut_at_any_width(width: int) -> None:
     assert text.count("epoch-01") == text.count("┡")
 
 
+def test_every_part_of_a_wide_table_says_whose_numbers_it_has() -> None:
+    names = ("clair", "apo-zero")
+    table = Table(
+        "T", ("data", "objective", *"abcdef"), ((*names, *(f"+1.2{n}[+0.1,+2.0]" for n in range(6))),), names=2
+    )
+    console = Console(file=io.StringIO(), width=60, color_system=None)
+    print_table(console, table)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    parts = text.count("┡")
+    assert parts > 1
+    assert [text.count(name) for name in (*names, "objective")] == [parts] * 3
+    assert [text.count(f"+1.2{n}") for n in range(6)] == [1] * 6
+    assert text.count("T  ") == 1
+
+
+def test_a_cell_of_two_lines_takes_no_more_room_than_its_longer_line() -> None:
+    table = Table("T", ("row", "gain"), (("a", "+1.25\n[+0.5,+2.0]"), ("b", "+0.50\n[-0.5,+1.5]")))
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    print_table(console, table)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines[1:])) == len("│ row │ [+0.5,+2.0] │")
+    assert "│     │ [+0.5,+2.0] │" in lines
+
+
 def test_in_a_log_a_task_leaves_one_line_without_control_codes() -> None:
     console = Console(file=io.StringIO(), width=120)
     with Terminal(console) as progress:

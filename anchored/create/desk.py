@@ -113,10 +113,6 @@ class Desk:
         finally:
             _BILL.reset(token)
 
-    def notice(self, what: str) -> None:
-        """Something was seen in the row that is being made."""
-        _BILL.get().noticed.append(what)
-
     @property
     def prompt_files(self) -> dict[str, dict[str, str]]:
         """The name and the sha256 of each prompt that teachers are asked with, by role."""
@@ -173,7 +169,7 @@ class Desk:
             )
         return check_text(found.text, found.model, f"the answer of {name} in {source.source}")
 
-    def pair(self, prompt: Prompt, chosen: Usable, rejected: Usable, rational: str = "", detail: str = "") -> Pair:
+    def pair(self, prompt: Prompt, chosen: Usable, rejected: Usable, rational: str = "") -> Pair:
         """A row that came to its end."""
         return Pair(
             prompt,
@@ -181,8 +177,15 @@ class Desk:
             Answer(rejected.text, rejected.model),
             self.settings.method,
             rational,
-            detail=detail,
         )
+
+    def shown_to_judge(self, pair: Pair) -> list[str]:
+        """Those texts of a finished pair that the judge has compared with others."""
+        settings = self.settings
+        if settings.best_of and settings.best_of.by == "judge":
+            return [pair.chosen.text]
+        asks = settings.method.startswith("judge") and self.judged is None
+        return [pair.chosen.text, pair.rejected.text] if asks else []
 
     def refused(self, prompt: Prompt, problem: Problem, rejected: Usable | None = None, model: str = "") -> Pair:
         """A row that ended before; `model` wrote what the problem has of a chosen answer."""

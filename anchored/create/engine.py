@@ -6,17 +6,18 @@ Other engines (`on_ray`) make the same rows by the same function elsewhere.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from anchored.create.clair import clair
 from anchored.create.desk import Bill, Desk
 from anchored.create.filters import filtered
 from anchored.create.judge import judge_off_policy, judge_on_policy
+from anchored.create.noticed import noticed
 from anchored.create.row_file import RowFile
 from anchored.create.stronger import stronger_preferred
 from anchored.llm.ask import AHEAD, OUTSTANDING, work_in_order
-from anchored.records import Pair, Prompt
+from anchored.records import Outcome, Pair, Prompt
 
 METHODS: Mapping[str, Callable[[Prompt, Desk], Awaitable[Pair]]] = {
     "clair": clair,
@@ -38,6 +39,10 @@ async def make_row(prompt: Prompt, desk: Desk) -> Made:
     """A row of a prompt, from its sample to its outcome."""
     with desk.bill() as bill:
         pair = filtered(await METHODS[desk.settings.method](prompt, desk), desk.filters)
+    if pair.outcome is Outcome.OK:
+        seen = noticed(pair, desk.shown_to_judge(pair))
+        bill.noticed.extend(seen)
+        pair = replace(pair, detail="; ".join(filter(None, (pair.detail, *seen.values()))))
     return Made(pair, bill)
 
 

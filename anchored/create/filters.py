@@ -228,10 +228,8 @@ def _control_characters(pair: Pair, options: Looks) -> str:
 
 
 def _html(pair: Pair, options: Looks) -> str:
-    if _SPEAKS_OF_HTML.search(as_text(pair.prompt)):
-        return ""
     for whose, text in _looked_at(pair, options):
-        if _HTML_PAGE.match(text):
+        if _HTML_PAGE.match(text) and not _SPEAKS_OF_HTML.search(as_text(pair.prompt)):
             return f"the {whose} answer is an HTML page: {beginning(text)}"
     return ""
 

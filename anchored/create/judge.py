@@ -13,16 +13,10 @@ import random
 from dataclasses import dataclass, replace
 
 from anchored.create.desk import Desk
+from anchored.create.noticed import spoken_to_judge
 from anchored.create.replies import Problem, Usable, beginning, is_refusal
-from anchored.llm.addressed import addresses_judge, holds_verdict
 from anchored.llm.verdict import read_verdict
 from anchored.records import Outcome, Pair, Prompt, as_text, content_hash
-
-NOTICED = {
-    "holds_verdict": "an answer holds [1] or [2], which is not the judge's verdict",
-    "addresses_judge": "an answer speaks to its judge",
-}
-"""What a pair may be kept with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +26,6 @@ class Pick:
     winner: int
     """0 or 1: which answer."""
     rational: str
-    note: str = ""
-    """What was noticed about the answers, for people."""
 
 
 async def judge_on_policy(prompt: Prompt, desk: Desk) -> Pair:
@@ -63,8 +55,9 @@ async def compare(
 
     `place` tells apart the several comparisons of one prompt, so that their orders differ.
     """
-    judge, spoken = desk.settings.judge, _spoken_to_judge(prompt, answers)
-    if spoken and judge.refuse_addressed:
+    judge = desk.settings.judge
+    texts = [answer.text for answer in answers]
+    if judge.refuse_addressed and (spoken := spoken_to_judge(as_text(prompt), texts)):
         return Problem(Outcome.ADDRESSES_JUDGE, spoken)
     drawn_by = [prompt.id, desk.settings.prompts.seed, *([place] if place else [])]
     first_shown = int(content_hash(drawn_by), 16) % 2
@@ -76,7 +69,7 @@ async def compare(
     picked = [pick for pick in picks if isinstance(pick, Pick)]
     if len({pick.winner for pick in picked}) > 1:
         return Problem(Outcome.DISAGREEMENT, "shown in the other order, the judge picks the other answer")
-    return replace(picked[0], note=_noticed(spoken, answers, desk))
+    return picked[0]
 
 
 def _already_judged(prompt: Prompt, desk: Desk) -> Pair:
@@ -101,24 +94,7 @@ async def _ranked(prompt: Prompt, first: Usable | Problem, second: Usable | Prob
     if isinstance(pick, Problem):
         return desk.refused(prompt, replace(pick, text=second.text), first, second.model)
     chosen, rejected = (first, second) if pick.winner == 0 else (second, first)
-    return desk.pair(prompt, chosen, rejected, pick.rational, pick.note)
-
-
-def _spoken_to_judge(prompt: Prompt, answers: tuple[Usable, Usable]) -> str:
-    task = as_text(prompt)
-    words = next(filter(None, (addresses_judge(answer.text, task) for answer in answers)), "")
-    return f"{NOTICED['addresses_judge']}: {words!r}" if words else ""
-
-
-def _noticed(spoken: str, answers: tuple[Usable, Usable], desk: Desk) -> str:
-    """What is to be said of answers that were judged all the same; it is counted as well."""
-    if spoken:
-        desk.notice("addresses_judge")
-        return spoken
-    if any(holds_verdict(answer.text) for answer in answers):
-        desk.notice("holds_verdict")
-        return NOTICED["holds_verdict"]
-    return ""
+    return desk.pair(prompt, chosen, rejected, pick.rational)
 
 
 async def _pick(

@@ -18,7 +18,7 @@ from typing import Any
 from anchored.create.desk import Answering, CreateChats, Desk, Used
 from anchored.create.engine import ByBatch, Engine, Here, Made
 from anchored.create.estimate import estimate
-from anchored.create.judge import NOTICED
+from anchored.create.noticed import NOTICED
 from anchored.create.row_file import RowFile
 from anchored.create.settings import CreateSettings
 from anchored.datasets_io import PairWriter, PromptRows, Prompts
@@ -54,7 +54,7 @@ class CreateSummary:
     """Name (`prompt`) and `sha256` of each prompt file that a teacher was asked with, by role."""
     noticed: dict[str, int]
     """Pairs of this process that were kept although something was noticed, which their `detail` says: `holds_verdict`
-    (an answer holds [1] or [2]), `addresses_judge`."""
+    (an answer holds [1] or [2]), `addresses_judge`, `control_characters`, `html`."""
     seconds: float
     """Of this process."""
 
@@ -178,7 +178,8 @@ class _Maker:
             self.bills.append(bill.usd)
         for role, used in bill.used.items():
             self.used[role].add(used)
-        self.noticed.update(bill.noticed)
+        if pair is made.pair:  # else people have looked at it
+            self.noticed.update(bill.noticed)
         self._tell(pair.outcome, file)
         return pair
 

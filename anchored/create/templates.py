@@ -42,7 +42,10 @@ def templates(settings: CreateSettings) -> dict[str, Template]:
 
 def _with_slots(name: str, slots: Collection[str]) -> Template:
     template = Template(name, load(name))
-    fill(template.text, dict.fromkeys(slots, ""))
+    try:
+        fill(template.text, dict.fromkeys(slots, ""))
+    except RecipeError as error:
+        raise RecipeError(f"{name}: {error}") from None
     return template
 
 

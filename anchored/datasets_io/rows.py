@@ -194,7 +194,7 @@ def _load_dataset(source: str, split: str | None, on_disk: bool = False) -> Any:
     try:
         found: Any = datasets.load_from_disk(source) if on_disk else datasets.load_dataset(source)
     except Exception as error:  # the library raises of every kind: network, access, layout
-        raise DataError(f"{source}: no such path here, and no such data set on the Hub ({one_line(error)})") from None
+        raise DataError(f"{source}: no such path here, and {_hub_problem(error)}") from None
     if not isinstance(found, dict):
         return found
     chosen = split or ("train" if "train" in found else next(iter(found)) if len(found) == 1 else None)
@@ -202,6 +202,15 @@ def _load_dataset(source: str, split: str | None, on_disk: bool = False) -> Any:
         problem = f"no split {split!r}" if split else "several splits"
         raise DataError(f"{source}: has {problem}; set split to one of {', '.join(found)}")
     return found[chosen]
+
+
+def _hub_problem(error: Exception) -> str:
+    if isinstance(error, ConnectionError):
+        return (
+            "not to be had from the Hub: it was never downloaded here and the Hub cannot be reached; correct the path, "
+            "mend the network, or name a folder of the data"
+        )
+    return f"no such data set on the Hub ({one_line(error)}); correct the name, or `hf auth login` if it is private"
 
 
 def _dataset_rows(data: Any, source: str, wanted: Collection[str]) -> Iterator[Row]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 from anchored.errors import EvaluationError, ReplyError
 from anchored.evaluate.alpaca_files import AlpacaData, Annotation, Instruction, Outputs
+from anchored.evaluate.benchmark import SPEAKS_TO_JUDGE
 from anchored.evaluate.preference import FIRST, SECOND, TIE, for_the_second, from_logprobs, from_text, is_switched
 from anchored.evaluate.settings import AlpacaJudging
 from anchored.llm.addressed import addresses_judge
@@ -37,6 +38,12 @@ _FRAME = re.compile(
 )
 _QUOTES = '"""'
 _REPEATED = 0.05
+FRAMED, EMPTY = "holds pieces of the judge's prompt", "empty"
+_TREATED = {
+    SPEAKS_TO_JUDGE: "speak to the judge; they were judged as they are",
+    FRAMED: "hold pieces of the judge's prompt; they were shown as text, as all are",
+    EMPTY: "are empty; they were judged as they are",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +95,21 @@ async def judge(
     ]
     if not answered:
         raise EvaluationError(f"{outputs.generator} has answered none of the benchmark's instructions")
-    verdicts = await work_through(answered, lambda _, pair: _judge_one(frame, *pair, chat, settings, on_verdict))
+    verdicts = await work_through(answered, lambda _, pair: frame.judge(*pair, chat, on_verdict))
     failures = tuple(verdict.note for verdict in verdicts if verdict.preference is None)
     if len(failures) == len(verdicts):
         raise EvaluationError(f"{chat.name} gave no verdict on any answer of {outputs.generator}; first: {failures[0]}")
     read_by = Counter(verdict.read_by for verdict in verdicts if verdict.read_by)
-    fingerprint = f"{frame.fingerprint(chat)}, read by {_reading(read_by)}"
+    fingerprint = frame.fingerprint(chat, read_by)
     return Judged(
         tuple(
-            _annotation(instruction, answer, verdict, outputs.generator, data.baseline, fingerprint)
+            annotation(
+                instruction,
+                answer,
+                verdict.preference,
+                raw_completion(verdict.reply),
+                (data.baseline, outputs.generator, fingerprint),
+            )
             for (instruction, answer), verdict in zip(answered, verdicts, strict=True)
         ),
         read_by,
@@ -140,6 +153,23 @@ class Frame:
         switched = is_switched(instruction.text, self._settings.seed)
         return Verdict(for_the_second(shown_second, switched), read_by, reply=reply)
 
+    async def judge(self, instruction: Instruction, answer: str, chat: Chat, on_verdict: Callable[[], None]) -> Verdict:
+        """What the chat finds; a reply without a verdict is asked for again, identical answers are a tie unasked."""
+        verdict = Verdict(TIE, SAME)
+        if answer != instruction.baseline:
+            # a judge that takes the likeliest token each time says the same again
+            for index in range(1 + (self._settings.retries if self._settings.temperature > 0 else 0)):
+                try:
+                    reply = await chat.reply(self.request(instruction, answer, index))
+                except ReplyError as error:
+                    verdict = Verdict(None, "", str(error))
+                    break
+                verdict = self.read(reply, instruction)
+                if verdict.preference is not None:
+                    break
+        on_verdict()
+        return verdict
+
     def _preference(self, reply: Reply) -> tuple[float | None, str]:
         """For the answer that was shown second, and how it was read."""
         said, told = reply.text.strip(), reply.logprobs
@@ -155,8 +185,8 @@ class Frame:
             return None if mark is None else float(mark), BY_TEXT
         return from_text(said), BY_TEXT
 
-    def fingerprint(self, chat: Chat) -> str:
-        """Model, prompt and sampling."""
+    def fingerprint(self, chat: Chat, read_by: Collection[str]) -> str:
+        """Model, prompt, sampling, and how its verdicts were read."""
         sampling = self._settings
         facts = [
             chat.fingerprint,
@@ -166,6 +196,7 @@ class Frame:
             f"max_tokens {sampling.max_tokens}",
             "" if self._by_mark else f"top_logprobs {sampling.top_logprobs}",
             f"order {sampling.seed}",
+            f"read by {_reading(read_by)}",
         ]
         return ", ".join(filter(None, facts))
 
@@ -177,69 +208,55 @@ class Frame:
         return Message(role, fill(text, {name: slots[name] for name in slots if f"<<{name}>>" in text}))
 
 
-async def _judge_one(
-    frame: Frame,
-    instruction: Instruction,
-    answer: str,
-    chat: Chat,
-    settings: AlpacaJudging,
-    on_verdict: Callable[[], None],
-) -> Verdict:
-    verdict = Verdict(TIE, SAME)
-    if answer != instruction.baseline:
-        # a judge that takes the likeliest token each time says the same again
-        for index in range(1 + (settings.retries if settings.temperature > 0 else 0)):
-            try:
-                reply = await chat.reply(frame.request(instruction, answer, index))
-            except ReplyError as error:
-                verdict = Verdict(None, "", str(error))
-                break
-            verdict = frame.read(reply, instruction)
-            if verdict.preference is not None:
-                break
-    on_verdict()
-    return verdict
+def remarks(instruction: str, answer: str) -> dict[str, str]:
+    """What in an answer should make one look at it before one trusts its verdict, each with the words that show it."""
+    found = {}
+    if words := addresses_judge(answer, instruction):
+        found[SPEAKS_TO_JUDGE] = words
+    if framed := _FRAME.search(answer):
+        found[FRAMED] = framed[0]
+    if not answer.strip():
+        found[EMPTY] = ""
+    return found
 
 
 def noticed(answered: Sequence[tuple[str, str]]) -> list[str]:
-    """What in the answers, each after its instruction, should make one look at them before one trusts a score."""
-    answers = [answer for _, answer in answered]
+    """The same over all answers, each after its instruction, and what only shows over all of them."""
+    found = [remarks(instruction, answer) for instruction, answer in answered]
     notes = []
-    spoken = [words for instruction, answer in answered if (words := addresses_judge(answer, instruction))]
-    if spoken:
-        notes.append(f"{len(spoken)} answers speak to the judge; they were judged as they are (first: {spoken[0]!r})")
-    if framed := sum(_FRAME.search(answer) is not None for answer in answers):
-        notes.append(f"{framed} answers hold pieces of the judge's prompt; they were shown as text, as all are")
-    if empty := sum(not answer.strip() for answer in answers):
-        notes.append(f"{empty} answers are empty; they were judged as they are")
-    text, count = Counter(answers).most_common(1)[0]
-    if count > max(2, _REPEATED * len(answers)) and text.strip():
-        notes.append(f"one answer is given to {count} of {len(answers)} instructions: {' '.join(text.split())[:60]!r}")
-    return notes
+    for kind, treated in _TREATED.items():
+        shown = [one[kind] for one in found if kind in one]
+        if shown:
+            first = f" (first: {shown[0]!r})" if shown[0] else ""
+            notes.append(f"{len(shown)} answers {treated}{first}")
+    return [*notes, *repeated([answer for _, answer in answered])]
 
 
-def _reading(read_by: Counter[str]) -> str:
-    return " and ".join(way for way in (BY_LOGPROBS, BY_TEXT) if read_by[way]) or "nobody"
+def repeated(answers: Sequence[str]) -> list[str]:
+    """Whether one answer is given to many questions."""
+    text, count = Counter(answers).most_common(1)[0] if answers else ("", 0)
+    if count <= max(2, _REPEATED * len(answers)) or not text.strip():
+        return []
+    return [f"one answer is given to {count} of {len(answers)} instructions: {' '.join(text.split())[:60]!r}"]
 
 
-def _annotation(
-    instruction: Instruction, answer: str, verdict: Verdict, model: str, baseline: str, annotator: str
+def _reading(read_by: Collection[str]) -> str:
+    return " and ".join(way for way in (BY_LOGPROBS, BY_TEXT) if way in read_by) or "nobody"
+
+
+def annotation(
+    instruction: Instruction, answer: str, preference: float | None, raw: Any, names: tuple[str, str, str]
 ) -> Annotation:
+    """A line of an annotations file; `names` are the baseline, the model and the annotator."""
     return Annotation(
-        instruction.text,
-        instruction.baseline,
-        answer,
-        verdict.preference,
-        baseline,
-        model,
-        annotator,
-        instruction.dataset,
-        _raw(verdict.reply) if verdict.reply else None,
+        instruction.text, instruction.baseline, answer, preference, *names, dataset=instruction.dataset, raw=raw
     )
 
 
-def _raw(reply: Reply) -> dict[str, Any]:
+def raw_completion(reply: Reply | None) -> Any:
     """The reply as alpaca_eval's own parser reads it."""
+    if reply is None:
+        return None
     content = [
         {"top_logprobs": [{"token": token, "logprob": value} for token, value in place.items()]}
         for place in reply.logprobs

@@ -10,14 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from anchored.errors import EvaluationError
 from anchored.evaluate import statistics
 from anchored.evaluate.alpaca_files import AlpacaData, Annotation, Instruction, in_order
-from anchored.evaluate.length_control import JudgedRows, LengthControlled, Weights, length_controlled, refit
+from anchored.evaluate.length_control import (
+    GamedRows,
+    JudgedRows,
+    LengthControlled,
+    Weights,
+    length_controlled,
+    refit,
+)
 from anchored.evaluate.preference import WinRate, win_rate
-from anchored.evaluate.statistics import Improvement, Interval
+from anchored.evaluate.statistics import Estimate, Improvement, Interval
 from anchored.records import Prompt, user_prompt
 
 LEAST_OVERLAP = 0.05
@@ -103,7 +111,10 @@ def score(
     controlled, lc = None, None
     try:
         controlled = OWN_RATE if model == baseline else length_controlled(fitted, data.gamed)
-        lc = _interval(fitted, controlled, data, resamples, seed) if model != baseline else Interval(50, 50, 50)
+        lc = Interval(50, 50, 50)
+        if model != baseline:
+            draws = statistics.draws(len(judged), resamples, seed)
+            lc = statistics.interval(controlled.win_rate, refit(fitted, data.gamed, controlled.c, draws))
     except EvaluationError as error:
         notes.append(f"no length-controlled rate: {error}")
     missing = len(found) - len(judged) - failed
@@ -115,7 +126,7 @@ def score(
     if again:
         count = len(fitted.gap) - len(rows.gap)
         notes.append(f"length control includes {count} judged answers that were asked for at another length")
-    warning = overlap_of(fitted).warning
+    warning = overlap_of(fitted.gap).warning
     if warning and controlled:
         notes.append(warning)
     return AlpacaScore(
@@ -125,7 +136,7 @@ def score(
         win=statistics.score(rows.preference - 1, resamples, seed),
         controlled=controlled,
         lc=lc,
-        overlap=overlap_of(rows),
+        overlap=overlap_of(rows.gap),
         mean_length=float(lengths.mean()),
         baseline_length=float(baseline_lengths.mean()),
         judged=len(judged),
@@ -167,26 +178,29 @@ def gain(
     for place, more in enumerate(again):
         models[place] = _with(models[place], shared, in_order(more, data), data) if more else models[place]
     try:
-        lc = _lc_gain(models, data, resamples, seed)
+        draws = statistics.draws(len(shared), resamples, seed)
+        lc = length_controlled_rates(models, data.gamed, draws).improvement()
     except EvaluationError:
         lc = None
     return AlpacaGain(statistics.improvement(preference[0], preference[1:], resamples, seed), lc, len(shared))
 
 
-def _lc_gain(models: Sequence[JudgedRows], data: AlpacaData, resamples: int, seed: int) -> Improvement:
-    fits = [length_controlled(rows, data.gamed) for rows in models]
-    spread = [refit(rows, data.gamed, fit.c, resamples, seed) for rows, fit in zip(models, fits, strict=True)]
-    rates, resampled = np.array([fit.win_rate for fit in fits]), np.stack(spread, axis=1)
-    return statistics.improvement_of(rates[1:] - rates[0], resampled[:, 1:] - resampled[:, :1])
+def length_controlled_rates(
+    models: Sequence[JudgedRows], gamed: GamedRows | None, draws: Int[ndarray, "resamples instructions"]
+) -> Estimate:
+    """The length-controlled win rates of models on the same instructions, each fitted anew to every draw of them."""
+    fits = [length_controlled(rows, gamed) for rows in models]
+    spread = [refit(rows, gamed, fit.c, draws) for rows, fit in zip(models, fits, strict=True)]
+    return Estimate(np.array([fit.win_rate for fit in fits]), np.stack(spread, axis=1))
 
 
-def overlap_of(rows: JudgedRows) -> Overlap:
-    """How a model's answers compare in length with the baseline's."""
-    spread = float(rows.gap.std())
+def overlap_of(gap: Float[ndarray, " rows"]) -> Overlap:
+    """How a model's answers compare in length with the baseline's; `gap` as in `JudgedRows`."""
+    spread = float(gap.std())
     return Overlap(
-        longer=float((rows.gap < 0).mean()),
-        shorter=float((rows.gap > 0).mean()),
-        shift=-float(rows.gap.mean()) / spread if spread else 0.0,
+        longer=float((gap < 0).mean()),
+        shorter=float((gap > 0).mean()),
+        shift=-float(gap.mean()) / spread if spread else 0.0,
     )
 
 
@@ -252,7 +266,3 @@ def _with(rows: JudgedRows, judged: Sequence[int], more: Sequence[Annotation | N
         np.concatenate([rows.difficulty, again.difficulty]),
         np.array([*judged, *places]),
     )
-
-
-def _interval(rows: JudgedRows, controlled: LengthControlled, data: AlpacaData, resamples: int, seed: int) -> Interval:
-    return statistics.interval(controlled.win_rate, refit(rows, data.gamed, controlled.c, resamples, seed))

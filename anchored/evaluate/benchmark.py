@@ -1,14 +1,23 @@
-"""What a benchmark is: items to answer, views of their grades, and a rule or a judge that grades."""
+"""What a benchmark is: items to answer, a rule or a judge that grades the answers, and views of the grades."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
+from anchored.evaluate.settings import GraderSettings
+from anchored.evaluate.statistics import Estimate
 from anchored.llm.chat import Chat
+from anchored.progress import Progress
 from anchored.records import Prompt
+
+NO_ANSWER = "without an answer"
+CUT = "cut short"
+NO_VERDICT = "without a verdict"
+SPEAKS_TO_JUDGE = "speaks to the judge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +32,10 @@ class Item:
     stratum: str = ""
     """Items of one stratum are averaged together; the whole weighs each stratum by its number of items."""
 
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One way to score the same answers."""
-
-    name: str
-    decimals: int | None = None
-    """Each stratum's mean grade is rounded to so many decimals before it counts, as some official scores do."""
-    left_out: frozenset[str] = frozenset()
-    """Items, by id, that do not count."""
-    only_in_whole: frozenset[str] = frozenset()
-    """Items, by id, that count in the whole and stand in no category."""
+    @property
+    def asked(self) -> str:
+        """What is asked, by content: two items that have it in common, of whichever benchmarks, ask the same."""
+        return self.cluster or self.prompt.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,57 @@ class Grade:
     """The judge's reply."""
     remarks: tuple[str, ...] = ()
     """Kinds of things noticed, which are counted."""
+    raw: Any = None
+    """More that the benchmark keeps of the judge's reply, for its own files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """One item with a model's answer and its grade; an answer that could not be had has no grades."""
+
+    item: Item
+    answer: str
+    grade: Grade
+
+    @property
+    def grades(self) -> dict[str, float] | None:
+        return self.grade.grades
+
+
+Rows = Mapping[str, Graded]
+"""What one model did, by the item's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a score is estimated from."""
+
+    items: Sequence[Item]
+    """All that were asked, and are drawn from."""
+    graded: Sequence[Item]
+    """Those that have a grade of every model."""
+    models: Sequence[Rows]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One way to score the same answers."""
+
+    name: str
+    decimals: int | None = None
+    """Each stratum's mean grade is rounded to so many decimals before it counts, as some official scores do."""
+    left_out: frozenset[str] = frozenset()
+    """Items, by id, that do not count."""
+    only_in_whole: frozenset[str] = frozenset()
+    """Items, by id, that count in the whole and stand in no category."""
+    estimator: Callable[[Sample, int, int], Estimate] | None = field(default=None, compare=False)
+    """For a score that is no mean of grades: the models' scores from a sample, resamples and a seed.
+
+    It draws from all of the sample's items and by the seed alone, so that runs share their draws. Raises
+    EvaluationError where there is no such score.
+    """
+    by_category: bool = True
+    """Whether categories have such scores too."""
 
 
 class Benchmark(Protocol):
@@ -66,12 +118,16 @@ class Benchmark(Protocol):
     version: str
     views: tuple[View, ...]
     """The first is the one that headlines and selection use."""
-    needs_judge: bool
-    """Whether a model grades."""
+    judge: GraderSettings | None
+    """The model that grades; None: a rule does."""
 
     def items(self) -> Sequence[Item]:
         """All questions, in a fixed order."""
         ...
+
+    def more_items(self, answers: Sequence[Answered]) -> Sequence[Item]:
+        """What else to ask a model that gave these answers. Only estimators make something of it."""
+        return ()
 
     async def grade_all(
         self, answers: Sequence[Answered], judge: Chat | None, on_grade: Callable[[], None]
@@ -82,15 +138,22 @@ class Benchmark(Protocol):
         """
         ...
 
-    def judged_by(self, judge: Chat | None) -> str:
-        """What distinguishes the grades of one judge from another's: model, prompts, sampling. "" for a rule."""
+    def judged_by(self, judge: Chat | None, rows: Rows) -> str:
+        """What distinguishes these grades from those by another judge: model, prompts, sampling. "" for a rule."""
         ...
+
+    def notes(self, rows: Rows) -> Sequence[str]:
+        """What to know before one trusts a model's scores."""
+        return ()
+
+    def export(self, folder: Path, model: str, rows: Rows) -> None:
+        """Write what a model did into the folder in the benchmark's own files, where it has such."""
 
 
 class GradedByRule(Benchmark, Protocol):
     """A benchmark that needs nobody to grade."""
 
-    needs_judge: bool = False
+    judge: GraderSettings | None = None
 
     @abstractmethod
     def grade(self, item: Item, answer: str) -> dict[str, float]:
@@ -106,5 +169,35 @@ class GradedByRule(Benchmark, Protocol):
             on_grade()
         return grades
 
-    def judged_by(self, judge: Chat | None) -> str:
+    def judged_by(self, judge: Chat | None, rows: Rows) -> str:
         return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Examinee:
+    """A model that a benchmark asks in its own way."""
+
+    name: str
+    folder: str | Path | None
+    """Its weights; None: it answers at an endpoint."""
+    chat: Chat
+    likelihoods: Chat | None
+    """Tells likelihoods under its weights, to benchmarks that need them (`Likelihoods`)."""
+
+
+@runtime_checkable
+class Examining(Benchmark, Protocol):
+    """A benchmark that asks in its own way; its items and views are there when a model was examined."""
+
+    needs_weights: bool
+    """Whether it asks for likelihoods, which no endpoint tells."""
+
+    @abstractmethod
+    async def examine(self, model: Examinee, progress: Progress) -> list[Graded]:
+        """All of its items with the model's answers and their grades."""
+        ...
+
+    async def grade_all(
+        self, answers: Sequence[Answered], judge: Chat | None, on_grade: Callable[[], None]
+    ) -> list[Grade]:
+        raise TypeError(f"{self.name} grades where it asks")

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from anchored.errors import ReplyError
+from anchored.errors import EvaluationError, ReplyError
+from anchored.evaluate.benchmark import NO_VERDICT, Grade
+from anchored.evaluate.settings import GraderSettings
 from anchored.llm.ask import work_through
 from anchored.llm.chat import Chat, Request
 from anchored.records import Message
@@ -65,6 +67,28 @@ async def ask_judge(
 
     unique = dict(zip(places, await work_through(places, rule), strict=True))
     return [unique[question.request] for question in questions]
+
+
+def grader(benchmark: str, settings: GraderSettings | None) -> GraderSettings:
+    """The judge, which has to be there."""
+    if settings is None:
+        raise EvaluationError(
+            f"evaluate.judge: {benchmark} is graded by a model; name one, as in evaluate.judge.model=gpt-4o-mini "
+            "(docs/evaluate.md)"
+        )
+    return settings
+
+
+def check_failures(benchmark: str, model: str, grades: Sequence[Grade], most: float) -> None:
+    """Raise EvaluationError where more than the share `most` of all grades are without a verdict of judge `model`."""
+    failed = [grade for grade in grades if NO_VERDICT in grade.remarks]
+    if len(failed) > most * len(grades):
+        shown = " ".join(failed[0].judgement.split())[:100]
+        raise EvaluationError(
+            f"{benchmark}: {model} gave no verdict on {len(failed)} of {len(grades)} answers, and "
+            f"evaluate.judge.most_failed is {most:g}; the first: {failed[0].note}{f' ({shown!r})' if shown else ''}; "
+            "take another judge, or raise max_tokens if its replies are cut"
+        )
 
 
 async def _rule(judge: Chat, question: Question[Verdict], tries: int, reminder: str) -> Ruling[Verdict]:

@@ -125,25 +125,24 @@ def predicted(
 
 
 def refit(
-    rows: JudgedRows, gamed: GamedRows | None, c: float, resamples: int, seed: int
+    rows: JudgedRows, gamed: GamedRows | None, c: float, draws: Int[ndarray, "resamples instructions"]
 ) -> Float[ndarray, " resamples"]:
     """Length-controlled win rates, in percent, of models fitted anew to resampled instructions.
 
+    `draws` says how often each of the rows' instructions is in each resample (`statistics.draws`); NaN where none is.
     The regression data, the difficulties and `c` stay: they belong to the benchmark. (Resampling the first too and
     choosing `c` anew moves the spread of published models by 0.03 points at most.) Two models with the same
-    instructions and seed share each draw, so differences of their results are paired.
+    instructions and draws have paired results.
     """
     _check(rows)
-    n = len(rows.grouped().first)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
     start = length_controlled(rows, gamed, c).weights
     theta = np.array([[start.length, start.difficulty, start.model]])
-    return np.concatenate(
-        [
-            _refit(rows, gamed, c, draws[first : first + REFIT_CHUNK], theta)
-            for first in range(0, resamples, REFIT_CHUNK)
-        ]
-    )
+    some = np.asarray(draws.sum(axis=1) > 0)
+    drawn = np.where(some[:, None], draws, 1).astype(float)
+    rates = [
+        _refit(rows, gamed, c, drawn[first : first + REFIT_CHUNK], theta) for first in range(0, len(drawn), REFIT_CHUNK)
+    ]
+    return np.where(some, np.concatenate(rates), np.nan)
 
 
 def _refit(
@@ -163,14 +162,14 @@ def _refit(
     design[:, 0, own] = np.tanh(rows.gap / _spread(rows.gap, drawn)[:, None])
     theta = _fit(design, target, weight, 1 / c, np.repeat(start, len(draws), axis=0))
     rates = _logistic(theta[:, 2:] + theta[:, 1:2] * rows.difficulty[groups.first])
-    return 100 * (draws * rates).sum(axis=1) / len(groups.first)
+    return 100 * (draws * rates).sum(axis=1) / draws.sum(axis=1)
 
 
 def _spread(gap: Float[ndarray, " rows"], weight: Float[ndarray, "B rows"]) -> Float[ndarray, " B"]:
     """Standard deviations of gaps that weigh so much; endless where all are alike, so that lengths tell nothing."""
     total = weight.sum(axis=1)
     mean = weight @ gap / total
-    variance = np.maximum(weight @ gap**2 / total - mean**2, 0) * total / (total - 1)
+    variance = np.maximum(weight @ gap**2 / total - mean**2, 0) * total / np.maximum(total - 1, 1e-9)
     return np.where(variance > 1e-13 * (gap**2).max(), np.sqrt(variance), np.inf)
 
 

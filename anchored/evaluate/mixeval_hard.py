@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from anchored.errors import EvaluationError
-from anchored.evaluate.benchmark import Answered, Grade, Item, View
-from anchored.evaluate.judging import Question, Ruling, ask_judge
+from anchored.evaluate.benchmark import NO_VERDICT, SPEAKS_TO_JUDGE, Answered, Benchmark, Grade, Item, Rows, View
+from anchored.evaluate.judging import Question, Ruling, ask_judge, check_failures, grader
 from anchored.evaluate.mixeval_files import Files, Row, Version, letter, read_files
 from anchored.evaluate.mixeval_judge import (
     REMINDER,
@@ -26,9 +26,7 @@ from anchored.llm.chat import Chat
 from anchored.records import user_prompt
 
 READ_PLAINLY = "read without the judge"
-NO_VERDICT = "without a verdict"
 AT_RANDOM = "graded at random"
-SPEAKS_TO_JUDGE = "speaks to the judge"
 FOREIGN = "judged in another script"
 
 _STEP_BY_STEP = frozenset({"BBH", "GSM8k", "MATH"})
@@ -36,22 +34,16 @@ _PAPER: Version = "2024-06-01"
 """The version of the paper's Table 4, which leaves free-form AGIEval out."""
 
 
-class MixEvalHard:
+class MixEvalHard(Benchmark):
     """One version as a benchmark."""
-
-    needs_judge = True
 
     def __init__(self, version: Version, evaluation: EvaluateSettings) -> None:
         self.name = f"mixeval-hard/{version}"
-        settings, judge = evaluation.mixeval, evaluation.judge
-        if judge is None:
-            raise EvaluationError(
-                f"evaluate.judge: {self.name} is graded by a model; name one, as in "
-                "evaluate.judge.model=gpt-4o-mini (docs/evaluate.md)"
-            )
+        self.judge = self._judge = grader(self.name, evaluation.judge)
+        settings = evaluation.mixeval
         files = read_files(settings.data, version, official=settings.official_data)
         self.version = files.content
-        self._settings, self._judge, self._seed = settings, judge, evaluation.seed
+        self._settings, self._seed = settings, evaluation.seed
         self._prompts = official_prompts(settings.official_prompts) if settings.official_prompts else own_prompts()
         self._rows = {f"{row.split}/{row.id}": row for row in files.rows}
         self._items = tuple(_item(name, row) for name, row in self._rows.items())
@@ -60,7 +52,7 @@ class MixEvalHard:
     def items(self) -> Sequence[Item]:
         return self._items
 
-    def judged_by(self, judge: Chat | None) -> str:
+    def judged_by(self, judge: Chat | None, rows: Rows) -> str:
         settings, mixeval = self._judge, self._settings
         facts = [
             judge.fingerprint if judge else settings.model,
@@ -92,7 +84,8 @@ class MixEvalHard:
 
         await ask_judge(judge, questions, self._judge.tries, reminder, grade)
         found = [grade for grade in grades if grade is not None]
-        self._check_failures(found)
+        if self._settings.without_verdict == "leave-out":
+            check_failures(self.name, self._judge.model, found, self._judge.most_failed)
         return found
 
     def _question(self, answer: Answered) -> Question[float | str]:
@@ -134,17 +127,6 @@ class MixEvalHard:
         if row.split == "multiple-choice":
             return letter(random.randrange(len(row.options)))
         return 0.0 if ruling.refused else round(random.random(), 1)
-
-    def _check_failures(self, grades: Sequence[Grade]) -> None:
-        failed = [grade for grade in grades if NO_VERDICT in grade.remarks]
-        share = len(failed) / max(1, len(grades))
-        if self._settings.without_verdict == "leave-out" and share > self._judge.most_failed:
-            shown = " ".join(failed[0].judgement.split())[:100]
-            raise EvaluationError(
-                f"{self.name}: {self._judge.model} gave no verdict on {len(failed)} of {len(grades)} answers, and "
-                f"evaluate.judge.most_failed is {self._judge.most_failed:g}; the first: {failed[0].note}"
-                f"{f' ({shown!r})' if shown else ''}; take another judge, or raise max_tokens if its replies are cut"
-            )
 
 
 def _item(name: str, row: Row) -> Item:

@@ -20,6 +20,8 @@ class GreedySettings(LocalSampling):
 class GraderSettings(EndpointSettings):
     """The model that grades answers, for the benchmarks that need one."""
 
+    how_only: ClassVar[frozenset[str]] = EndpointSettings.how_only | {"most_failed"}
+
     temperature: float = Field(default=0.0, ge=0, le=2)
     """0 is greedy; MixEval's own judge draws at 1."""
     max_tokens: int = Field(default=999, ge=1)
@@ -28,14 +30,6 @@ class GraderSettings(EndpointSettings):
     """How often it is asked for a verdict that its replies do not hold; MixEval's own tries are 10."""
     most_failed: float = Field(default=0.05, ge=0, le=1)
     """Share of a benchmark's answers that may stay without a verdict; with more, the evaluation ends with an error."""
-
-    @model_validator(mode="after")
-    def _costs_nothing(self) -> GraderSettings:
-        if self.price is not None:
-            raise ValueError(
-                "price: what the judge costs is not counted; leave it out (docs/evaluate.md tells how much it is asked)"
-            )
-        return self
 
 
 class MixEvalSettings(Settings):
@@ -55,28 +49,6 @@ class MixEvalSettings(Settings):
     without_verdict: Literal["leave-out", "random"] = "leave-out"
     """An answer for which the judge gives no verdict: left out and counted, or graded at random as the official code
     does."""
-
-
-class EvaluateSettings(Settings):
-    """The `evaluate:` section of a recipe."""
-
-    how_only: ClassVar[frozenset[str]] = frozenset()
-
-    benchmarks: tuple[str, ...] = ()
-    """Names of benchmarks (pocket, mixeval-hard/2024-06-01, mixeval-hard/2024-08-11), or paths of question files (JSONL
-    with prompt, answer and, if you like, category)."""
-    checkpoints: Literal["all", "last"] = "all"
-    """Which checkpoints answer beside the starting model; the paper takes every epoch's."""
-    sample: GreedySettings = GreedySettings()
-    """How the model answers; greedy by default."""
-    judge: GraderSettings | None = None
-    """Who grades the answers to MixEval-Hard."""
-    mixeval: MixEvalSettings = MixEvalSettings()
-    """MixEval-Hard."""
-    resamples: int = Field(default=2000, ge=100)
-    """Bootstrap resamples behind each interval."""
-    seed: int = 0
-    """Seeds the bootstrap, and the answers and verdicts where their temperature is above 0."""
 
 
 class AlpacaJudging(Settings):
@@ -99,3 +71,98 @@ class AlpacaJudging(Settings):
     """How often a reply that holds no verdict is asked for again; after that the verdict has failed, and is counted."""
     seed: int = 0
     """Draws the order in which the answers are shown; 0 is the official order."""
+
+
+class AlpacaSettings(AlpacaJudging):
+    """AlpacaEval's files, and how its answers are judged."""
+
+    how_only: ClassVar[frozenset[str]] = frozenset({"data"})
+
+    data: str | None = None
+    """The folder with the benchmark's files (docs/alpaca_eval.md tells where they are)."""
+    judge: GraderSettings | None = None
+    """Who judges, where it is not `evaluate.judge`; of either, temperature and max_tokens are the ones given here."""
+    ask_again: bool = False
+    """Where nearly all answers are longer than the baseline's, or shorter, ask each question once more for an answer
+    about as long as the baseline's; those answers tell what length does, and are in no other number."""
+
+
+class LmEvalSettings(Settings):
+    """Tasks of EleutherAI's lm-evaluation-harness (lm-eval), which `benchmarks` names as it names them."""
+
+    include: str | None = None
+    """A folder with tasks of your own, in lm-eval's YAML; one that has the name of lm-eval's own takes its place."""
+    fewshot: int | None = Field(default=None, ge=0)
+    """Examples before each question; null: as many as each task says. By lm-eval's rule a task that says 0 has none."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer to a task that does not say; lm-eval's own is 256."""
+    unsafe_code: bool = False
+    """Ask tasks too that run what the model writes (humaneval, mbpp). Nothing shields this machine from it."""
+
+
+class SelectSettings(Settings):
+    """The best checkpoint of many flatters on the benchmark that chose it, so its scores on the others are told."""
+
+    how_only: ClassVar[frozenset[str]] = frozenset()
+
+    on: str | None = None
+    """The benchmark that chooses, in its first view, by its name in `benchmarks`. null: the first one."""
+    take: int = Field(default=1, ge=1)
+    """How many of the best checkpoints are averaged; the paper takes two for AlpacaEval."""
+
+
+class StrongerSettings(EndpointSettings):
+    """A model at an endpoint that answers the benchmarks beside the checkpoints."""
+
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """0 is greedy."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Longest answer; thinking text counts."""
+
+
+class EvaluateSettings(Settings):
+    """The `evaluate:` section of a recipe."""
+
+    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd"})
+
+    benchmarks: tuple[str, ...] = ()
+    """Names of benchmarks (pocket, mixeval-hard/2024-06-01, mixeval-hard/2024-08-11, alpaca-eval) and of lm-eval's
+    tasks (ifeval, gsm8k, mmlu), or paths of question files (JSONL with prompt, answer and, if you like, category)."""
+    checkpoints: Literal["all", "last"] = "all"
+    """Which checkpoints answer beside the starting model; the paper takes every epoch's."""
+    sample: GreedySettings = GreedySettings()
+    """How the model answers; greedy by default."""
+    judge: GraderSettings | None = None
+    """Who grades the answers to MixEval-Hard, and those to AlpacaEval unless `alpaca.judge` says otherwise."""
+    mixeval: MixEvalSettings = MixEvalSettings()
+    """MixEval-Hard."""
+    alpaca: AlpacaSettings = AlpacaSettings()
+    """AlpacaEval."""
+    lm_eval: LmEvalSettings = LmEvalSettings()
+    """Tasks of lm-eval."""
+    select: SelectSettings = SelectSettings()
+    """How checkpoints are chosen whose scores elsewhere are told."""
+    stronger: StrongerSettings | None = None
+    """A stronger model that answers as well: which share of the gap to it have the checkpoints closed?"""
+    budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most money for the judges and the stronger model, in USD, what earlier processes spent on this run's evaluation
+    included; null: no limit. Needs the price of each."""
+    resamples: int = Field(default=2000, ge=100)
+    """Bootstrap resamples behind each interval."""
+    seed: int = 0
+    """Seeds the bootstrap, and the answers and verdicts where their temperature is above 0."""
+
+    def endpoints(self) -> dict[str, EndpointSettings]:
+        """Who may be asked for money, by the setting's name."""
+        named = {"judge": self.judge, "alpaca.judge": self.alpaca.judge, "stronger": self.stronger}
+        return {name: endpoint for name, endpoint in named.items() if endpoint is not None}
+
+    @model_validator(mode="after")
+    def _budget_has_its_prices(self) -> EvaluateSettings:
+        for name, endpoint in self.endpoints().items() if self.budget_usd is not None else ():
+            if endpoint.price is None:
+                raise ValueError(
+                    f"budget_usd is {self.budget_usd:g}, but what {endpoint.model} costs is not known; give "
+                    f"evaluate.{name} its price: {{input: ..., output: ...}}, in USD per million tokens"
+                )
+        return self

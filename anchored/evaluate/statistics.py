@@ -9,7 +9,7 @@ the resampled maximum would in 56.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -44,15 +44,56 @@ class Improvement:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """A score of several models, in percent."""
+
+    values: Float[ndarray, " models"]
+    resampled: Float[ndarray, "resamples models"]
+    """What each scores in each resample, which all models share; NaN where a resample drew nothing that has a grade."""
+    known: bool = True
+    """False where all items ask the same thing, which says nothing about another: intervals are as wide as can be."""
+
+    def interval(self, model: int) -> Interval:
+        """One model's score."""
+        found = interval(float(self.values[model]), self.resampled[:, model])
+        return found if self.known else replace(found, low=0.0, high=100.0)
+
+    def changes(self, models: Sequence[int]) -> Interval:
+        """By how many points models exceed the first one, on average."""
+        gain = float((self.values[list(models)] - self.values[0]).mean())
+        found = interval(gain, (self.resampled[:, list(models)] - self.resampled[:, :1]).mean(axis=1))
+        return found if self.known else replace(found, low=-100.0, high=100.0)
+
+    def improvement(self) -> Improvement:
+        """How all other models differ from the first."""
+        found = improvement_of(self.values[1:] - self.values[0], self.resampled[:, 1:] - self.resampled[:, :1])
+        return found if self.known else _unknown(found)
+
+    def share(self, model: int, of: int) -> Interval | None:
+        """Which percentage of the distance from the first model to model `of` another one has come.
+
+        None where that distance may as well be none or of the other sign: a share of it means nothing then.
+        """
+        distance = self.resampled[:, of] - self.resampled[:, 0]
+        whole = interval(float(self.values[of] - self.values[0]), distance)
+        if not self.known or whole.low <= 0 <= whole.high:
+            return None
+        come = self.resampled[:, model] - self.resampled[:, 0]
+        return interval(100 * float((self.values[model] - self.values[0]) / whole.value), 100 * come / distance)
+
+
+@dataclass(frozen=True, slots=True)
 class Stratum:
     """Items that are drawn and averaged together."""
 
     weight: float
     """Share of this stratum's mean in the score."""
     items: Int[ndarray, " members"]
-    """Their places among all items."""
+    """Their places among the items that have grades."""
     clusters: Int[ndarray, " members"]
     """Which cluster each is in, from 0 on."""
+    count: int
+    """Clusters that are drawn from, those without any grade included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +106,37 @@ class Design:
 
     @property
     def clusters(self) -> int:
-        """How many things are asked in all."""
-        return sum(int(stratum.clusters.max()) + 1 for stratum in self.strata)
+        """How many things with a grade are asked in all."""
+        return sum(len(np.unique(stratum.clusters)) for stratum in self.strata)
 
 
 def plain(items: int) -> Design:
     """Items that stand each alone, in one stratum."""
-    return Design((Stratum(1.0, np.arange(items), np.arange(items)),))
+    return Design((Stratum(1.0, np.arange(items), np.arange(items), items),))
 
 
 def design(
-    clusters: Sequence[str], strata: Sequence[str], sizes: Mapping[str, int], decimals: int | None = None
+    clusters: Sequence[str],
+    strata: Sequence[str],
+    decimals: int | None = None,
+    graded: Sequence[bool] | None = None,
 ) -> Design:
-    """The design of items with these clusters and strata; `sizes` weighs the strata."""
-    total = sum(sizes[name] for name in set(strata))
+    """The design of items with these clusters and strata, of which those have grades that `graded` says, or all.
+
+    Clusters are drawn and strata weigh as with all grades, so two models that lack other grades share their draws.
+    """
+    has_grade = np.ones(len(clusters), bool) if graded is None else np.array(graded, bool)
+    place_of = np.cumsum(has_grade) - 1
+    members = {name: np.array([one == name for one in strata]) for name in dict.fromkeys(strata)}
+    present = [name for name, inside in members.items() if (inside & has_grade).any()]
+    total = sum(int(members[name].sum()) for name in present)
     found = []
-    for name in dict.fromkeys(strata):
-        items = [place for place, one in enumerate(strata) if one == name]
-        numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters[place] for place in items))}
-        numbered = [numbers[clusters[place]] for place in items]
-        found.append(Stratum(sizes[name] / total, np.array(items), np.array(numbered)))
+    for name in present:
+        places = np.flatnonzero(members[name]).tolist()
+        numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters[place] for place in places))}
+        kept = [place for place in places if has_grade[place]]
+        numbered = np.array([numbers[clusters[place]] for place in kept])
+        found.append(Stratum(len(places) / total, place_of[kept], numbered, len(numbers)))
     return Design(tuple(found), decimals)
 
 
@@ -104,23 +156,26 @@ def resampled_scores(
     """Scores of each row over resampled clusters; the rows share each draw."""
     total = np.zeros((resamples, len(grades)))
     for place, stratum in enumerate(how.strata):
-        count = int(stratum.clusters.max()) + 1
-        draws = _draws(count, resamples, seed, place)
-        sums = np.zeros((len(grades), count))
+        drawn = draws(stratum.count, resamples, seed, place)
+        sums = np.zeros((len(grades), stratum.count))
         np.add.at(sums.T, stratum.clusters, grades[:, stratum.items].T)
-        sizes = np.bincount(stratum.clusters, minlength=count)
-        means = draws @ sums.T / (draws @ sizes)[:, None]
+        sizes = drawn @ np.bincount(stratum.clusters, minlength=stratum.count)
+        with np.errstate(invalid="ignore"):
+            means = drawn @ sums.T / sizes[:, None]
         total += stratum.weight * (means if how.decimals is None else means.round(how.decimals))
     return total
 
 
+def estimate(grades: Float[ndarray, "models items"], resamples: int, seed: int, how: Design | None = None) -> Estimate:
+    """The mean grades, 0..1, of models on the same items, as percentages."""
+    how = how or plain(grades.shape[1])
+    values = np.array([100 * point(row, how) for row in grades])
+    return Estimate(values, 100 * resampled_scores(grades, how, resamples, seed), how.clusters > 1)
+
+
 def score(grades: Float[ndarray, " items"], resamples: int, seed: int, how: Design | None = None) -> Interval:
     """The score in percent; 0 to 100 where all items ask the same thing, which says nothing about another."""
-    how = how or plain(len(grades))
-    value = 100 * point(grades, how)
-    if how.clusters == 1:
-        return Interval(value, 0.0, 100.0)
-    return interval(value, 100 * resampled_scores(grades[None], how, resamples, seed)[:, 0])
+    return estimate(grades[None], resamples, seed, how).interval(0)
 
 
 def improvement(
@@ -134,11 +189,7 @@ def improvement(
 
     Intervals are -100 to 100 where all items ask the same thing.
     """
-    how = how or plain(len(start))
-    gain = np.array([100 * (point(grades, how) - point(start, how)) for grades in checkpoints])
-    scores = 100 * resampled_scores(np.concatenate([start[None], checkpoints]), how, resamples, seed)
-    found = improvement_of(gain, scores[:, 1:] - scores[:, :1])
-    return found if how.clusters > 1 else _unknown(found)
+    return estimate(np.concatenate([start[None], checkpoints]), resamples, seed, how).improvement()
 
 
 def improvement_of(
@@ -170,15 +221,15 @@ def _unknown(found: Improvement) -> Improvement:
 
 
 @lru_cache(maxsize=32)
-def _draws(count: int, resamples: int, seed: int, place: int) -> Int[ndarray, "resamples clusters"]:
+def draws(count: int, resamples: int, seed: int, place: int = 0) -> Int[ndarray, "resamples clusters"]:
     """How often each cluster is in each resample."""
     rng = np.random.default_rng([seed, place] if place else seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=resamples)
 
 
 def _low(resampled: Float[ndarray, " resamples"]) -> float:
-    return float(np.quantile(resampled, 0.025))
+    return float(np.nanquantile(resampled, 0.025))
 
 
 def _high(resampled: Float[ndarray, " resamples"]) -> float:
-    return float(np.quantile(resampled, 0.975))
+    return float(np.nanquantile(resampled, 0.975))

@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from anchored.errors import BudgetReached
@@ -23,12 +23,17 @@ MILLION = 1_000_000
 TOKENS_AROUND_A_MESSAGE = 16
 TOKENS_AROUND_A_PROMPT = 64
 ROUNDING = 1e-9
+_EVALUATE = "evaluate: "
 
 Basis = Literal[
     "usage",  # by the reply's own count of tokens
     "estimate",  # the reply came without one: counted by its bytes, from above
     "unsure",  # an attempt that ended without a reply and may have been billed: its worst case
 ]
+
+
+Stage = Literal["create", "evaluate"]
+"""What is paid for; each has a budget of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +125,22 @@ class Money(Protocol):
 
 
 class Purse:
-    """The money of one run, for all its chats: what is spent, what is set aside, and how much there may be in all.
+    """The money of a run's stage, for all its chats: what is spent, what is set aside, how much there may be in all.
 
-    Bound to one event loop. `before` is what earlier processes spent, as the store kept it.
+    Bound to one event loop. `before` is what earlier processes spent on any stage, as the store kept it.
     """
 
-    def __init__(self, cap_usd: float | None = None, before: Iterable[Spending] = ()) -> None:
+    def __init__(self, cap_usd: float | None = None, before: Iterable[Spending] = (), stage: Stage = "create") -> None:
         self.cap_usd = cap_usd
         """None: counted, not bounded."""
+        self._stage = stage
+        # in a run's store the stages' spendings lie side by side
+        self._label = _EVALUATE if stage == "evaluate" else ""
         self._spent: Counter[tuple[str, Basis]] = Counter()
         self._spent_usd = 0.0
         for spending in before:
-            self.add(spending)
+            if spending.model.startswith(_EVALUATE) == (stage == "evaluate"):
+                self.add(replace(spending, model=spending.model.removeprefix(self._label)))
         self._before_usd = self._spent_usd
         self._reserved_usd = self._apart_usd = 0.0
         self._in_flight = 0
@@ -185,7 +194,7 @@ class Purse:
     def spend(self, spending: Spending) -> None:
         """Money that is gone."""
         self.add(spending)
-        self._unlisted.append(spending)
+        self._unlisted.append(replace(spending, model=f"{self._label}{spending.model}"))
 
     def add(self, spending: Spending) -> None:
         """Money that is gone, and in the store already."""
@@ -250,8 +259,8 @@ class Purse:
         apart = f", {dollars(self._apart_usd)} are set aside for batches of models that the recipe does not ask now"
         gone = f"{dollars(self._spent_usd)} are spent{of_which if unsure else ''}{apart if self._apart_usd else ''}"
         return (
-            f"create.budget_usd is {dollars(self.cap_usd or 0)}, {gone} and the next request may cost up to "
-            f"{dollars(usd)}; raise create.budget_usd and the same command goes on, nothing is paid for twice"
+            f"{self._stage}.budget_usd is {dollars(self.cap_usd or 0)}, {gone} and the next request may cost up to "
+            f"{dollars(usd)}; raise {self._stage}.budget_usd and the same command goes on, nothing is paid for twice"
         )
 
 

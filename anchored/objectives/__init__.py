@@ -25,3 +25,6 @@ ObjectiveName = Literal[
     "beta-dpo",
     "npo",
 ]
+
+UNPAIRED: frozenset[ObjectiveName] = frozenset({"kto", "apo-zero-unpaired", "npo"})
+"""Those that learn from single answers, good or bad. (sft, which learns winners alone, is compared with the others.)"""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from anchored.contrast import MeanContrast, completed, mean_contrast, normalised
 from anchored.datasets_io import read_rows
+from anchored.errors import DataError
 from anchored.records import Outcome, Pair, Score
+from anchored.report.evaluated import Evaluated, read_evaluated
 from anchored.report.scoreboard import Scoreboard, scoreboards
 from anchored.runs import Run, read_lines
 from anchored.teachers import TEAM, teachers
@@ -44,6 +49,7 @@ class Contents:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self._summaries: dict[str, Mapping[str, Any]] = {}
 
     @cached_property
     def recipe(self) -> Mapping[str, Any]:
@@ -62,7 +68,9 @@ class Contents:
 
     def summary(self, stage: str) -> Mapping[str, Any]:
         """What a stage said of itself; empty while it is not complete."""
-        return self.run.summary(stage) or {}
+        if stage not in self._summaries:
+            self._summaries[stage] = self.run.summary(stage) or {}
+        return self._summaries[stage]
 
     @property
     def policy(self) -> str:
@@ -119,9 +127,14 @@ class Contents:
 
     @cached_property
     def boards(self) -> list[Scoreboard]:
-        names = {field.name for field in fields(Score)}
-        lines = read_lines(self.run.scores)
-        return scoreboards(Score(**{name: line[name] for name in names}) for line in lines if names <= line.keys())
+        scores = _scores(self.run.scores)
+        if odd := next((one for one in scores if not all(map(math.isfinite, (one.score, one.low, one.high)))), None):
+            raise DataError(f"{self.run.scores}: {odd.checkpoint} has a score that is no number; evaluate again")
+        return scoreboards(scores)
+
+    @cached_property
+    def evaluated(self) -> Evaluated:
+        return read_evaluated(self.summary("evaluate"), self.run.folder / "stages/evaluate.json")
 
     @property
     def improvements(self) -> Sequence[Mapping[str, Any]]:
@@ -136,6 +149,32 @@ def row_files(run: Run) -> dict[Group, Path]:
     """The files of rows that a run folder has."""
     files: dict[Group, Path] = {"training": run.pairs, "held-out": run.held_out, "refused": run.refused}
     return {group: path for group, path in files.items() if path.exists()}
+
+
+def _scores(path: Path) -> list[Score]:
+    """The whole lines that have all that a score has; a missing file has none."""
+    shape = _score_lines()
+    if not path.exists():
+        return []
+    try:
+        # all at once takes a fifth of the time; a torn line, or one that lacks something, is no part of a list
+        return shape.validate_json(b"[" + b",".join(filter(None, path.read_bytes().split(b"\n"))) + b"]")
+    except ValidationError:
+        names = {field.name for field in fields(Score)}
+        lines = [line for line in read_lines(path) if names <= line.keys()]
+    try:
+        return shape.validate_python(lines)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"{path}: {first['loc'][-1]} {first['input']!r:.60} is none that an evaluation writes ({first['msg']}); "
+            "evaluate again"
+        ) from None
+
+
+@cache
+def _score_lines() -> TypeAdapter[list[Score]]:
+    return TypeAdapter(list[Score])
 
 
 def _rows(path: Path, group: Group) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from anchored.records import START, Score
+from anchored.records import START, STRONGER, Score
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,7 +16,7 @@ class Scoreboard:
     version: str
     view: str
     checkpoints: tuple[str, ...]
-    """By step, the starting model first."""
+    """By step, the starting model first, a stronger model last."""
     categories: tuple[str | None, ...]
     """The whole first, then by number of items."""
     scores: Mapping[tuple[str, str | None], Score]
@@ -36,7 +36,7 @@ class Scoreboard:
 
     @property
     def trained(self) -> list[Score]:
-        return [score for score in self.whole if score.checkpoint != START]
+        return [score for score in self.whole if score.checkpoint not in (START, STRONGER)]
 
     @property
     def best(self) -> Score | None:
@@ -71,7 +71,7 @@ def scoreboards(scores: Iterable[Score]) -> list[Scoreboard]:
 
 def _board(benchmark: str, version: str, view: str, cells: dict[tuple[str, str | None], Score]) -> Scoreboard:
     steps = {checkpoint: score.step for (checkpoint, _), score in cells.items()}
-    checkpoints = sorted(steps, key=lambda name: (name != START, steps[name], name))
+    checkpoints = sorted(steps, key=lambda name: (name == STRONGER, name != START, steps[name], name))
     sizes: dict[str | None, int] = {}
     for (_, category), score in cells.items():
         sizes[category] = max(score.n, sizes.get(category, 0))

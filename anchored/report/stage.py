@@ -7,24 +7,22 @@ with the command that makes it.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from anchored.report import overview
 from anchored.report.charts import held_out_charts, histogram, score_chart, training_charts
 from anchored.report.contents import Contents
+from anchored.report.evaluation_tables import breakdown_table, evaluation_tables
+from anchored.report.pages import content_policy, environment, styles
 from anchored.report.pair_rows import choices, for_page, sample, tally
-from anchored.report.tables import contrast_table, improvement_table, remarks_table, signed, yield_table
+from anchored.report.tables import contrast_table, improvement_table, remarks_table, yield_table
 from anchored.runs import Run, write_text
 
 _HERE = Path(__file__).parent
-_FULL_TONE = 20.0
-"""Points of change at which a cell of the score table has its full colour."""
 
 
 def report(run: Run) -> Path:
@@ -48,43 +46,37 @@ def _page(contents: Contents) -> str:
     }
     plotly = [get_plotlyjs()] if charts else []
     scripts = [*plotly, *((_HERE / name).read_text("utf-8") for name in ("pair.js", "page.js"))]
-    style = "".join((_HERE / name).read_text("utf-8") for name in ("look.css", "page.css"))
     improvements = contents.improvements
-    return _template().render(
-        title=contents.run.folder.resolve().name,
-        lede=overview.lede(contents),
-        tiles=overview.tiles(contents),
-        facts=overview.facts(contents),
-        gaps=overview.gaps(contents),
-        recipe=contents.recipe_text,
-        boards=contents.boards,
-        score_charts=scores,
-        improvement=improvement_table(row for row in improvements if row["category"] is None),
-        improvement_by_category=improvement_table(row for row in improvements if row["category"] is not None),
-        remarks=remarks_table(contents.remarks),
-        yields=yield_table(contents.outcomes),
-        contrast=contrast_table(contents.contrasts),
-        histograms=histograms,
-        pairs=pairs,
-        choices=choices(tally(pairs.rows)),
-        training=training,
-        held_out=held_out,
-        data=Markup(_json_for_script(data)),
-        style=Markup(style),
-        scripts=[Markup(script) for script in scripts],
-        content_policy=_content_policy(scripts),
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            title=contents.run.folder.resolve().name,
+            lede=overview.lede(contents),
+            tiles=overview.tiles(contents),
+            facts=overview.facts(contents),
+            gaps=overview.gaps(contents),
+            recipe=contents.recipe_text,
+            boards=contents.boards,
+            score_charts=scores,
+            improvement=improvement_table(row for row in improvements if row["category"] is None),
+            improvement_by_category=improvement_table(row for row in improvements if row["category"] is not None),
+            evaluation=evaluation_tables(contents.evaluated),
+            breakdowns={board: breakdown_table(board, contents.evaluated) for board in contents.boards},
+            remarks=remarks_table(contents.remarks),
+            yields=yield_table(contents.outcomes),
+            contrast=contrast_table(contents.contrasts),
+            histograms=histograms,
+            pairs=pairs,
+            choices=choices(tally(pairs.rows)),
+            training=training,
+            held_out=held_out,
+            data=Markup(_json_for_script(data)),
+            style=Markup(styles()),
+            scripts=[Markup(script) for script in scripts],
+            content_policy=content_policy(scripts),
+        )
     )
-
-
-def _template() -> Any:
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(_HERE)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals |= {"signed": signed, "tone": _tone}
-    return environment.get_template("page.html")
 
 
 def _histograms(contents: Contents) -> list[Any]:
@@ -114,10 +106,6 @@ def _known(numbers: Iterable[float | None]) -> list[float]:
     return [number for number in numbers if number is not None]
 
 
-def _tone(change: float | None) -> int:
-    return min(100, round(100 * abs(change or 0) / _FULL_TONE))
-
-
 def _json_for_script(value: Any) -> str:
     """JSON that can stand in a script element: no character of it can end the element or the line."""
     text = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
@@ -133,13 +121,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return value
-
-
-def _content_policy(scripts: Sequence[str]) -> str:
-    """What the browser may do: run these very scripts, and load nothing at all."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    # Plotly sets styles as it draws; data: and blob: are pictures that are made in the page
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )

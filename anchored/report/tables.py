@@ -7,15 +7,13 @@ hold any text, and whoever prints them (HTML, rich) makes it harmless there.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from anchored.contrast import MeanContrast
 from anchored.records import Outcome
-from anchored.report.contents import Contents
 from anchored.report.scoreboard import Scoreboard
-from anchored.runs import Run
 
 _NUMBER = re.compile(r"[+−-]?[\d.]")
 
@@ -54,35 +52,17 @@ MEANINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of finished text; the first column names the row."""
+    """Rows of finished text; the first column, or as many as `names`, name the row."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    names: int = 1
 
     def is_numeric(self, column: int) -> bool:
         """Whether a column holds numbers, which stand to the right."""
         return column > 0 and all(_NUMBER.match(row[column]) for row in self.rows if row[column])
-
-
-def run_tables(run: Run, stages: Collection[str]) -> list[Table]:
-    """What the given stages of a run have to show, the scores in each benchmark's first view; the page has them all."""
-    contents = Contents(run)
-    tables = []
-    if "create" in stages:
-        tables += [yield_table(contents.outcomes), contrast_table(contents.contrasts)]
-    if "evaluate" in stages:
-        first: dict[str, Scoreboard] = {}
-        for board in contents.boards:
-            first.setdefault(board.benchmark, board)
-        shown = [
-            row
-            for row in contents.improvements
-            if row["category"] is None and row["benchmark"] in first and row["view"] == first[row["benchmark"]].view
-        ]
-        tables += [*map(score_table, first.values()), improvement_table(shown), remarks_table(contents.remarks)]
-    return [table for table in tables if table.rows]
 
 
 def contrast_table(measured: Mapping[str, MeanContrast]) -> Table:
@@ -200,7 +180,13 @@ def signed(points: float | None) -> str:
     """A difference with its sign; a true minus, nothing for None."""
     if points is None:
         return ""
-    return f"{points:+.1f}".replace("-", "−")
+    # adding 0 makes a zero of a minus zero
+    return f"{round(points, 1) + 0:+.1f}".replace("-", "−")
+
+
+def characters(difference: float) -> str:
+    """A difference in characters with its sign."""
+    return f"{round(difference):+,}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:

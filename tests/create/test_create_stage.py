@@ -252,7 +252,7 @@ def test_a_target_beyond_the_prompts_ends_with_what_there_is(tmp_path: Path) -> 
 def test_a_prompt_file_with_a_wrong_slot_is_found_before_anything_is_asked(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("Improve <<answr>> for <<prompt>>")
     policy = Scripted("policy", answer_of)
-    with pytest.raises(RecipeError, match="answr"):
+    with pytest.raises(RecipeError, match=r"mine.txt: the prompt has the slot <<answr>>"):
         make(
             tmp_path,
             prompts("a"),

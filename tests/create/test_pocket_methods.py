@@ -27,8 +27,8 @@ from anchored.runs import Run
 SMALL = ("create.prompts.take=24", "create.prompts.held_out=2", "create.sample.batch_size=13")
 
 
-def create(folder: Path, *more: str) -> Run:
-    return execute(Plan(recipes.load(POCKET, [*SMALL, *more]), folder, ("create",)), Silent())
+def create(folder: Path, *more: str, heard: Silent | None = None) -> Run:
+    return execute(Plan(recipes.load(POCKET, [*SMALL, *more]), folder, ("create",)), heard or Silent())
 
 
 def at(teacher: Teacher, model: str = "pocket-teacher") -> str:
@@ -116,7 +116,8 @@ def test_roles_at_one_endpoint_share_its_chat_and_so_its_limits(tmp_path: Path) 
     assert asyncio.run(opened(apart)) == 2
 
 
-def test_the_best_of_equal_revisions_needs_no_judge(tmp_path: Path) -> None:
+def test_the_best_of_equal_revisions_needs_no_judge_and_is_told_to_be_paid_for_in_vain(tmp_path: Path) -> None:
+    heard = Heard()
     with Teacher() as teacher:
         run = create(
             tmp_path,
@@ -124,12 +125,15 @@ def test_the_best_of_equal_revisions_needs_no_judge(tmp_path: Path) -> None:
             f"create.reviser={at(teacher)}",
             f"create.judge={at(teacher)}",
             "create.filters=[]",
+            heard=heard,
         )
         parts = Counter(seen.part for seen in teacher.requests)
     summary = run.summary("create")
     assert summary is not None
     assert parts == {"reviser": summary["replies"]["teacher"]["asked"]}
     assert parts["reviser"] == 2 * summary["replies"]["policy"]["asked"]
+    (told,) = [note for note in heard.notes if "seems to ignore temperature and seed" in note]
+    assert told.startswith("pocket-teacher: two samples")
 
 
 def test_a_team_of_revisers_makes_right_answers(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def run_stage(
                     [Checkpoint(name, step, name) for step, name in enumerate(answers)],
                     lambda checkpoint: store.remember(Answers(checkpoint.name, answers[checkpoint.name])),
                     progress or Heard(),
-                    judge,
+                    {f"mixeval-hard/{VERSION}": judge},
                 )
             finally:
                 await judge.close()

@@ -221,7 +221,9 @@ def test_an_answer_that_speaks_as_the_prompt_stays_an_answer(data: AlpacaData) -
     longer = 1 / (1 + math.exp((len(data.instructions[0].baseline) - len(shown)) / 100))
     assert judged.annotations[0].preference == pytest.approx(1 + longer)
     assert judged.annotations[0].answer == ATTACK
-    assert judged.notes == ("1 answers hold pieces of the judge's prompt; they were shown as text, as all are",)
+    assert judged.notes == (
+        "1 answers hold pieces of the judge's prompt; they were shown as text, as all are (first: '\"\"\",')",
+    )
 
 
 def test_the_official_way_shows_texts_as_they_are_and_says_so(data: AlpacaData) -> None:
@@ -267,7 +269,7 @@ def test_what_shapes_verdicts_is_in_the_fingerprint(tmp_path: Path, data: Alpaca
     chat = Judge(likes_long)
     changes = [{}, {"temperature": 0}, {"max_tokens": 9}, {"top_logprobs": 0}, {"seed": 1}, {"raw_quotes": True}]
     prints = {
-        Frame(AlpacaJudging.model_validate(change)).fingerprint(chat) for change in [*changes, {"prompt": str(own)}]
+        Frame(AlpacaJudging.model_validate(change)).fingerprint(chat, ()) for change in [*changes, {"prompt": str(own)}]
     }
     assert len(prints) == 7
     assert [

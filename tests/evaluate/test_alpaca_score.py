@@ -10,6 +10,7 @@ import pytest
 from alpaca_world import N, output_rows, save_world
 
 from anchored.errors import EvaluationError
+from anchored.evaluate import statistics
 from anchored.evaluate.alpaca_files import AlpacaData, Annotation, read_data
 from anchored.evaluate.alpaca_score import at_length, gain, leaderboard_row, overlap_of, score
 from anchored.evaluate.length_control import JudgedRows, length_controlled, refit
@@ -43,7 +44,7 @@ def test_the_numbers_of_a_model(data: AlpacaData) -> None:
     assert result.controlled == length_controlled(judged, data.gamed)
     assert result.controlled is not None
     assert result.lc is not None
-    spread = refit(judged, data.gamed, result.controlled.c, 300, 0)
+    spread = refit(judged, data.gamed, result.controlled.c, statistics.draws(len(judged.gap), 300, 0))
     assert (result.lc.low, result.lc.high) == tuple(np.quantile(spread, [0.025, 0.975]))
     assert result.lc.low < result.lc.value == result.controlled.win_rate < result.lc.high
     assert (result.judged, result.failed, result.missing) == (N, 0, 0)
@@ -105,7 +106,7 @@ def test_nothing_is_scored_that_is_no_model(
 
 def test_overlap_of_lengths() -> None:
     gap = np.concatenate([np.full(30, 500.0), np.full(10, 0.0), np.full(60, -1000.0)])
-    overlap = overlap_of(JudgedRows(np.full(100, 1.5), gap, np.zeros(100)))
+    overlap = overlap_of(gap)
     assert (overlap.shorter, overlap.longer) == (0.3, 0.6)
     assert overlap.shift == pytest.approx(450 / np.std(gap))
     assert not overlap.extrapolates
@@ -113,7 +114,7 @@ def test_overlap_of_lengths() -> None:
 
 
 def test_equal_lengths_are_an_overlap() -> None:
-    overlap = overlap_of(JudgedRows(np.full(100, 1.5), np.r_[np.zeros(98), 5.0, -5.0], np.zeros(100)))
+    overlap = overlap_of(np.r_[np.zeros(98), 5.0, -5.0])
     assert (overlap.shorter, overlap.longer, overlap.extrapolates) == (0.01, 0.01, False)
 
 

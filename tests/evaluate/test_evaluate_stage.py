@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from small_mixeval import Answers
 
 from anchored.errors import EvaluationError
+from anchored.evaluate import statistics
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.settings import EvaluateSettings
 from anchored.evaluate.stage import Checkpoint, evaluate
 from anchored.llm.chat import Chat
 from anchored.progress import Silent
+from anchored.recipe import shaping
+from anchored.records import STRONGER
+from anchored.report.compare import compare
+from anchored.report.differences import differences
 from anchored.runs import Run
 
 
@@ -25,4 +35,124 @@ def test_two_benchmarks_of_one_name_are_refused_before_a_model_is_asked(tmp_path
 
     run, start = Run(tmp_path / "run"), Checkpoint("start", 0, "nowhere")
     with pytest.raises(EvaluationError, match=r"two are named 'test'.*rename a file"):
-        asyncio.run(evaluate(run, EvaluateSettings(), benchmarks, [start], open_chat, Silent()))
+        asyncio.run(evaluate(run, EvaluateSettings(), benchmarks, [start], open_chat, Silent(), {}))
+
+
+def write_questions(path: Path, *asked: str) -> Questions:
+    path.write_text("".join(json.dumps({"prompt": text, "answer": "yes"}) + "\n" for text in asked))
+    return Questions(path)
+
+
+def run_stage(
+    folder: Path, benchmarks: list[Questions], answers: Mapping[str, Callable[[str], str]], **settings: Any
+) -> dict[str, Any]:
+    chosen = EvaluateSettings.model_validate({"resamples": 400, **settings})
+    return asyncio.run(
+        evaluate(
+            Run(folder),
+            chosen,
+            benchmarks,
+            [Checkpoint(name, step, name) for step, name in enumerate(answers)],
+            lambda checkpoint: Answers(checkpoint.name, answers[checkpoint.name]),
+            Silent(),
+            {},
+        )
+    )
+
+
+def right_at(*numbers: int) -> Callable[[str], str]:
+    """Answers the questions of these numbers right."""
+    return lambda text: "yes" if int(text.split()[-1]) in numbers else "no"
+
+
+def test_a_checkpoint_chosen_on_one_benchmark_is_told_on_what_another_asks_alone(tmp_path: Path) -> None:
+    # 0 to 9 choose; 5 to 24 tell, without the five that both ask
+    first = write_questions(tmp_path / "first.jsonl", *(f"question {number}" for number in range(10)))
+    second = write_questions(tmp_path / "second.jsonl", *(f"question {number}" for number in range(5, 25)))
+    answers = {
+        "start": right_at(0, 20),
+        "epoch-01": right_at(*range(5), 10, 11),
+        "epoch-02": right_at(*range(8), 12, 13, 14, 20, 21),
+        "epoch-03": right_at(0, *range(8, 25)),
+    }
+    summary = run_stage(tmp_path / "run", [first, second], answers)
+    [row] = summary["chosen"]
+    assert (row["on"], row["benchmark"], row["checkpoints"]) == ("first", "second", ["epoch-02"])
+    assert (row["n"], row["left_out"]) == (15, 5)
+    assert row["gain"]["value"] == pytest.approx(100 * (5 - 1) / 15)
+    assert row["score"] == pytest.approx(100 * 5 / 15)
+    # two of them, chosen by the second: their mean
+    summary = run_stage(tmp_path / "two", [first, second], answers, select={"on": "second", "take": 2})
+    [row] = summary["chosen"]
+    assert row["checkpoints"] == ["epoch-03", "epoch-02"]
+    assert row["n"] == 5
+    assert row["gain"]["value"] == pytest.approx(100 * ((1 + 5) / 2 - 1) / 5)
+
+
+def test_every_checkpoint_has_its_paired_change(tmp_path: Path) -> None:
+    asked = write_questions(tmp_path / "asked.jsonl", *(f"question {number}" for number in range(40)))
+    answers = {"start": right_at(*range(20)), "epoch-01": right_at(*range(25)), "epoch-02": right_at(*range(10))}
+    [row] = run_stage(tmp_path / "run", [asked], answers)["improvement"]
+    starts, first = (np.array([float(place < most) for place in range(40)]) for most in (20, 25))
+    expected = statistics.improvement(starts, first[None], 400, 0).last
+    change = row["changes"]["epoch-01"]
+    assert (change["value"], change["low"], change["high"]) == pytest.approx(
+        (expected.value, expected.low, expected.high)
+    )
+    assert row["changes"]["epoch-02"]["value"] == pytest.approx(-25)
+    with np.load(Run(tmp_path / "run").resamples) as npz:
+        resampled = npz["asked\texact-match"]
+    assert np.quantile(resampled[:, 1] - resampled[:, 0], 0.975) == pytest.approx(expected.high, abs=1e-4)
+
+
+def test_a_gap_that_may_be_none_has_no_share(tmp_path: Path) -> None:
+    asked = write_questions(tmp_path / "asked.jsonl", *(f"question {number}" for number in range(40)))
+    answers = {STRONGER: right_at(*range(1, 21)), "start": right_at(*range(20)), "epoch-01": right_at(*range(25))}
+    [row] = run_stage(tmp_path / "run", [asked], answers)["stronger"]
+    assert row["gap"]["value"] == 0
+    assert row["closed"] == {"epoch-01": None}
+    answers[STRONGER] = right_at(*range(40))
+    [row] = run_stage(tmp_path / "clear", [asked], answers)["stronger"]
+    assert row["closed"]["epoch-01"]["value"] == pytest.approx(25)
+    assert 0 < row["closed"]["epoch-01"]["low"] < 25 < row["closed"]["epoch-01"]["high"] < 60
+
+
+def test_the_benchmark_that_chooses_has_to_be_one_of_them(tmp_path: Path) -> None:
+    asked = write_questions(tmp_path / "asked.jsonl", "question 1")
+    with pytest.raises(EvaluationError, match=r"evaluate\.select\.on: 'other' is none of the benchmarks.* asked"):
+        run_stage(tmp_path / "run", [asked], {"start": right_at()}, select={"on": "other"})
+
+
+def test_a_comparison_pairs_what_the_stage_left_in_two_runs(tmp_path: Path) -> None:
+    first = write_questions(tmp_path / "first.jsonl", *(f"question {number}" for number in range(30)))
+    second = write_questions(tmp_path / "second.jsonl", *(f"question {number}" for number in range(100, 140)))
+    start = right_at(*range(15), *range(100, 120))
+    better = {
+        "start": start,
+        "epoch-01": right_at(*range(28), *range(100, 138)),
+        "epoch-02": right_at(*range(100, 125)),
+    }
+    worse = {"start": start, "epoch-01": right_at(*range(9)), "epoch-02": right_at(*range(17), *range(95, 123))}
+    for name, answers in (("apo-zero", better), ("dpo", worse)):
+        run = Run(tmp_path / name)
+        run_stage(run.folder, [first, second], answers)
+        run.recipe.write_text(
+            f"policy: {{model: m}}\ncreate: {{method: clair}}\ntrain: {{objective: {{name: {name}}}}}\n", "utf-8"
+        )
+    compared = compare([tmp_path / "dpo", tmp_path / "apo-zero"], shaping)
+    found = differences(compared)
+    assert found.notes == compared.notes == compared.left_out == ()
+    assert [(field.sheet.benchmark, field.of) for field in found.fields] == [
+        ("first", "mean"),
+        ("second", "mean"),
+        ("second", "chosen"),
+    ]
+    [pair] = found.fields[-1].pairs
+    assert found.fields[-1].rows[pair.better].objective == "apo-zero"
+    # on the first benchmark, epoch-01 of the one and epoch-02 of the other are best
+    drawn = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=400)
+    gap = np.array([float(place < 38) - float(place < 23) for place in range(40)])
+    ends = np.quantile(100 * drawn @ gap / 40, [0.025, 0.975])
+    assert pair.points.value == pytest.approx(100 * 15 / 40)
+    assert (pair.points.low, pair.points.high) == pytest.approx(tuple(ends), abs=1e-3)
+    assert pair.holds_among_all

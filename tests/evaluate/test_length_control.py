@@ -7,6 +7,7 @@ import pytest
 from scipy import optimize
 
 from anchored.errors import EvaluationError
+from anchored.evaluate import statistics
 from anchored.evaluate.length_control import (
     GRID,
     GamedRows,
@@ -114,7 +115,7 @@ def test_control_takes_away_what_length_gave() -> None:
 
 def test_a_refit_is_a_fit_to_the_rows_that_were_drawn() -> None:
     judged, extra = rows(), gamed()
-    got = refit(judged, extra, 2.8, 150, seed=5)
+    got = refit(judged, extra, 2.8, statistics.draws(150, 150, seed=5))
     draws = np.random.default_rng(5).multinomial(150, np.full(150, 1 / 150), size=150)
     for k in (0, 63, 64, 149):
         drawn = np.repeat(np.arange(150), draws[k])
@@ -129,7 +130,8 @@ def test_rows_of_one_instruction_weigh_as_one_and_go_together() -> None:
     one, other = length_controlled(judged, extra), length_controlled(thrice, extra)
     assert (other.win_rate, other.standard_error) == pytest.approx((one.win_rate, one.standard_error), abs=1e-6)
     assert other.c == one.c
-    assert refit(thrice, extra, 2.8, 70, 0) == pytest.approx(refit(judged, extra, 2.8, 70, 0), abs=1e-6)
+    draws = statistics.draws(150, 70, 0)
+    assert refit(thrice, extra, 2.8, draws) == pytest.approx(refit(judged, extra, 2.8, draws), abs=1e-6)
 
 
 def test_an_instruction_that_was_answered_twice_counts_half_each_time() -> None:
@@ -159,7 +161,7 @@ def test_an_instruction_that_was_answered_twice_counts_half_each_time() -> None:
 
 def test_refits_spread_as_new_samples_do() -> None:
     fresh = [length_controlled(rows(300, seed), gamed(), 2.8).win_rate for seed in range(10, 210)]
-    spread = [refit(rows(300, seed), gamed(), 2.8, 200, seed).std() for seed in range(10, 20)]
+    spread = [refit(rows(300, seed), gamed(), 2.8, statistics.draws(300, 200, seed)).std() for seed in range(10, 20)]
     assert np.mean(spread) == pytest.approx(np.std(fresh), rel=0.2)
 
 
@@ -167,7 +169,7 @@ def test_refits_of_two_models_share_their_draws() -> None:
     # a model that is a little better everywhere: the difference is far surer than either rate
     judged = rows(300)
     better = JudgedRows(np.minimum(judged.preference + 0.02, 2), judged.gap, judged.difficulty)
-    one, other = (refit(model, gamed(), 2.8, 300, seed=0) for model in (judged, better))
+    one, other = (refit(model, gamed(), 2.8, statistics.draws(300, 300, 0)) for model in (judged, better))
     assert (other - one).std() < one.std() / 10
 
 
@@ -176,7 +178,7 @@ def test_a_model_that_always_wins_or_loses_is_fitted(preference: float) -> None:
     judged = JudgedRows(np.full(150, preference), rows().gap, rows().difficulty)
     fit = length_controlled(judged, None)
     assert abs(fit.win_rate - 100 * (preference - 1)) < 1
-    assert np.isfinite(refit(judged, None, fit.c, 50, 0)).all()
+    assert np.isfinite(refit(judged, None, fit.c, statistics.draws(150, 50, 0))).all()
 
 
 @pytest.mark.parametrize("spread", [0.3, 3000.0])
@@ -197,7 +199,7 @@ def test_hard_cases_are_fitted_as_well(spread: float, outlier: float, kind: str,
     for extra, c in itertools.product((None, gamed()), (None, 1e4)):
         fit = length_controlled(judged, extra, c)
         assert 0 <= fit.win_rate <= 100
-        again = refit(judged, extra, fit.c, 20, 0)
+        again = refit(judged, extra, fit.c, statistics.draws(60, 20, 0))
         assert ((again >= 0) & (again <= 100)).all()
 
 
@@ -235,7 +237,7 @@ def test_rows_that_cannot_be_scored_are_named(change: dict[str, np.ndarray], mes
     with pytest.raises(EvaluationError, match=message):
         length_controlled(judged, gamed())
     with pytest.raises(EvaluationError, match=message):
-        refit(judged, gamed(), 1.0, 10, 0)
+        refit(judged, gamed(), 1.0, statistics.draws(150, 10, 0))
 
 
 def test_too_few_rows_are_named() -> None:

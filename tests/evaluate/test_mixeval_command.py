@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import yaml
+from aiohttp import web
 from commands import anchored, anchored_killed
-from fault_server import FaultServer, fails, hangs
+from fault_server import FaultServer, completion, fails, hangs
 from small_mixeval import Heard, fair, rules, save
 
 from anchored import recipe as recipes
-from anchored.errors import EvaluationError, ModelError, Stopped
+from anchored.errors import BudgetReached, EvaluationError, ModelError, Stopped
+from anchored.llm.money import Purse, Spending
+from anchored.llm.replies import ReplyStore
 from anchored.pipeline import Plan, execute
 from anchored.pocket.world import policy_folder
 from anchored.runs import Run, read_lines
@@ -72,6 +75,41 @@ def test_an_evaluation_stops_when_the_judge_is_down_and_goes_on(tmp_path: Path, 
     assert {line["judge"].partition(",")[0] for line in lines} == {"judge"}
     assert (run.summary("evaluate") or {})["ungraded"] == 0
     assert json.loads((run.answers / NAME / "start.jsonl").read_text().splitlines()[0])["judgement"]
+
+
+def test_what_the_judge_costs_is_counted_and_bounded_apart_from_the_data(tmp_path: Path, server: FaultServer) -> None:
+    run, clone = trained(tmp_path / "run"), save(tmp_path / "clone")
+    with ReplyStore(run.replies) as store:
+        store.put([], [Spending("judge", 50.0, "usage")])  # what creating the pairs cost
+
+    async def costs_a_dollar(request: Any) -> Any:
+        verdict = fair((await request.json())["messages"][-1]["content"])
+        usage = {"prompt_tokens": 1000, "completion_tokens": 0, "total_tokens": 1000}
+        return web.json_response({**completion(verdict), "usage": usage})
+
+    server.always = costs_a_dollar
+    chosen = plan(run.folder, clone, server.base_url)
+    assert chosen.recipe.evaluate.judge is not None
+    priced = {**chosen.recipe.evaluate.judge.model_dump(), "price": {"input": 1000, "output": 1000}}
+
+    def bounded(usd: float | None) -> Plan:
+        evaluation = {**chosen.recipe.evaluate.model_dump(mode="json"), "judge": priced, "budget_usd": usd}
+        recipe = recipes.parse({"policy": {"model": "pocket"}, "evaluate": evaluation}, "recipe")
+        return Plan(recipe, run.folder, stages=("evaluate",))
+
+    with pytest.raises(BudgetReached, match=r"evaluate\.budget_usd is 5\.00 USD.*raise evaluate\.budget_usd"):
+        execute(bounded(5), Heard())
+    before = len(server.seen)
+    assert 0 < before < 5
+    progress = Heard()
+    execute(bounded(None), progress)
+    assert len(server.seen) == 6
+    spent = (run.summary("evaluate") or {})["spent"]
+    assert (spent["run_usd"], spent["process_usd"]) == pytest.approx((6, 6 - before))
+    assert spent["by_chat"] == pytest.approx({"judge": 6})
+    assert "evaluate: 6.00 USD are spent on judges and the stronger model" in progress.notes
+    with ReplyStore(run.replies) as store:
+        assert Purse(None, store.spent()).spent_usd == 50
 
 
 def test_a_judge_whose_key_is_wrong_is_found_before_the_model_answers(tmp_path: Path, server: FaultServer) -> None:

@@ -311,7 +311,7 @@ def test_a_judge_that_goes_down_is_a_clean_stop_and_nothing_is_asked_twice(
 
 def test_the_fingerprint_tells_judges_prompts_and_sampling_apart(clone: Path) -> None:
     def judged_by(**more: Any) -> str:
-        return MixEvalHard(VERSION, settings(clone, **more)).judged_by(None)
+        return MixEvalHard(VERSION, settings(clone, **more)).judged_by(None, {})
 
     plain = judged_by()
     assert plain.startswith("judge, own prompts ")
@@ -321,9 +321,13 @@ def test_the_fingerprint_tells_judges_prompts_and_sampling_apart(clone: Path) ->
     assert judged_by(judge__temperature=1, seed=2) not in others
 
 
-def test_a_price_that_nobody_would_count_is_refused(clone: Path) -> None:
-    with pytest.raises(ValueError, match="what the judge costs is not counted"):
-        settings(clone, judge__price={"input": 1, "output": 1})
+def test_a_budget_needs_every_price(clone: Path) -> None:
+    with pytest.raises(ValueError, match=r"what judge costs is not known; give evaluate\.judge its price"):
+        settings(clone, budget_usd=1)
+    priced = {"judge__price": {"input": 1, "output": 1}, "budget_usd": 1}
+    with pytest.raises(ValueError, match=r"what large costs is not known; give evaluate\.stronger its price"):
+        settings(clone, stronger={"model": "large"}, **priced)
+    settings(clone, **priced)
 
 
 def test_a_benchmark_without_its_judge_says_what_to_set(clone: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_interval_of_a_single_checkpoint_is_that_of_the_last() -> None:
 def clustered(sizes: np.ndarray, decimals: int | None = None) -> Design:
     """Clusters of these sizes, in one stratum."""
     names = [str(cluster) for cluster, size in enumerate(sizes) for _ in range(size)]
-    return design(names, [""] * len(names), {"": len(names)}, decimals)
+    return design(names, [""] * len(names), decimals)
 
 
 def test_items_that_ask_the_same_say_it_once() -> None:
@@ -91,13 +91,13 @@ def test_strata_are_drawn_apart_and_weigh_what_they_hold() -> None:
     # all of one stratum right, all of the other wrong: only a draw across both could move the score
     strata = ["a"] * 30 + ["b"] * 10
     grades = np.array([1.0] * 30 + [0.0] * 10)
-    how = design([str(place) for place in range(40)], strata, {"a": 30, "b": 10})
+    how = design([str(place) for place in range(40)], strata)
     found = score(grades, 300, 0, how)
     assert (found.value, found.low, found.high) == pytest.approx((75, 75, 75))
     # some of a stratum's grades are missing: it weighs what it weighed
-    some = [*range(10), *range(30, 40)]
-    how = design([str(place) for place in some], [strata[place] for place in some], {"a": 30, "b": 10})
-    assert score(grades[some], 300, 0, how).value == pytest.approx(75)
+    graded = [place < 10 or place >= 30 for place in range(40)]
+    how = design([str(place) for place in range(40)], strata, graded=graded)
+    assert score(grades[graded], 300, 0, how).value == pytest.approx(75)
 
 
 def test_paired_gains_are_drawn_by_cluster() -> None:

@@ -23,7 +23,7 @@ from drawn_logps import (
 )
 from jaxtyping import jaxtyped
 
-from anchored.objectives import ObjectiveName
+from anchored.objectives import UNPAIRED, ObjectiveName
 from anchored.objectives.losses import (
     OBJECTIVES,
     AnswerLogps,
@@ -101,6 +101,10 @@ def odds(logp: np.ndarray) -> np.ndarray:
 
 def test_the_table_holds_exactly_the_names_that_recipes_may_use() -> None:
     assert set(OBJECTIVES) == set(get_args(ObjectiveName)) == set(CLOSED_FORMS)
+
+
+def test_unpaired_are_those_that_take_single_answers_but_sft() -> None:
+    assert {name for name, one in OBJECTIVES.items() if one.takes == "answers"} == {*UNPAIRED, "sft"}
 
 
 @pytest.mark.parametrize("module", ["anchored.objectives", "anchored.objectives.settings"])

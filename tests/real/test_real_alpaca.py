@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import gzip
 import json
+import math
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anchored.evaluate import statistics
+from anchored.evaluate.alpaca_eval import AlpacaEval
 from anchored.evaluate.alpaca_files import BASELINE, DIFFICULTY, AlpacaData, Annotation, read_data, read_outputs
+from anchored.evaluate.alpaca_judge import Frame
 from anchored.evaluate.alpaca_score import leaderboard_row, overlap_of, score
 from anchored.evaluate.length_control import GamedRows, JudgedRows, Weights, length_controlled, predicted, refit
-from anchored.evaluate.preference import TIE, for_the_second, from_logprobs, is_switched, win_rate
+from anchored.evaluate.preference import FIRST, SECOND, TIE, for_the_second, from_logprobs, is_switched, win_rate
+from anchored.evaluate.settings import EvaluateSettings
+from anchored.evaluate.stage import Checkpoint, evaluate
+from anchored.llm.chat import Reply, Request
+from anchored.progress import Silent
+from anchored.records import user_prompt
+from anchored.runs import Run, read_lines
 
 DATA = Path(os.environ.get("ANCHORED_REAL_DATA") or Path(__file__).parents[3] / "shared" / "data") / "alpaca_eval"
 
@@ -132,19 +144,24 @@ def test_refits_meet_what_the_official_package_and_an_exact_solver_give() -> Non
 def test_refits_to_resamples_spread_about_twice_as_far_as_the_official_error_says() -> None:
     rows = judged("claude-2")
     fit = length_controlled(rows, surrogate())
-    spread = refit(rows, surrogate(), fit.c, 400, 0)
+    spread = refit(rows, surrogate(), fit.c, statistics.draws(len(rows.gap), 400, 0))
     assert spread.mean() == pytest.approx(fit.win_rate, abs=0.3)
     assert 1.6 * fit.standard_error < spread.std() < 2.4 * fit.standard_error
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> AlpacaData:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The benchmark as its users have it, but for the regression data and the difficulties, which stand in."""
     folder = tmp_path_factory.mktemp("alpaca_eval")
     (folder / BASELINE).write_text(json.dumps(outputs("gpt4_1106_preview")), "utf-8")
     (folder / f"{DIFFICULTY}.gz").write_bytes((DATA / "instruction_difficulty_recovered.csv.gz").read_bytes())
     name = "df_gamed_surrogate.csv.gz"
     (folder / name).write_bytes((DATA / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> AlpacaData:
     return read_data(folder)
 
 
@@ -196,5 +213,82 @@ def test_the_baseline_against_itself_is_one_half(data: AlpacaData, tmp_path: Pat
 
 
 def test_models_whose_answers_are_all_but_never_as_long_as_the_baselines_are_warned_of() -> None:
-    warned = {row["model"] for row in expected() if overlap_of(judged(row["model"])).extrapolates}
+    warned = {row["model"] for row in expected() if overlap_of(judged(row["model"]).gap).extrapolates}
     assert warned == {"alpaca-7b", "gpt-3.5-turbo-1106", "gpt-3.5-turbo-1106_concise", "gpt4_0613_concise"}
+
+
+class Recorded:
+    """A chat that says what was recorded."""
+
+    def __init__(self, name: str, replies: Mapping[Any, Reply]) -> None:
+        self.name = self.fingerprint = name
+        self._replies = replies
+
+    async def reply(self, request: Request) -> Reply:
+        return self._replies[request.messages]
+
+    async def close(self) -> None: ...
+
+
+def test_recorded_answers_and_verdicts_go_through_the_stage_to_the_published_rates(
+    folder: Path, data: AlpacaData, tmp_path: Path
+) -> None:
+    names = ("claude-2", "vicuna-7b")
+    answers = {name: [row["output"] for row in outputs(name)] for name in names}
+    settings = EvaluateSettings.model_validate(
+        {"judge": {"model": "judge"}, "alpaca": {"data": str(folder)}, "resamples": 100}
+    )
+    frame, verdicts = Frame(settings.alpaca), {}
+    told = [row["top_logprobs"] for row in lines("judge_logprobs.jsonl.gz")]
+    graded = {row["model"]: row for row in expected()}
+    for name in names:
+        preferences = [float(row["preference"]) for row in table("annotations.csv.gz") if row["model"] == name]
+        for place, (one, answer) in enumerate(zip(data.instructions, answers[name], strict=True)):
+            # claude-2's are the judge's own log-probabilities; of the other only the preference is recorded
+            tokens = dict(told[place] or ()) if name == "claude-2" else for_preference(preferences[place], one.text)
+            verdicts[frame.request(one, answer).messages] = Reply("?", "length", "judge", logprobs=(tokens,))
+    chats = {
+        name: Recorded(
+            name,
+            {
+                user_prompt(one.text).messages: Reply(answer, "stop", name)
+                for one, answer in zip(data.instructions, answers[name], strict=True)
+            },
+        )
+        for name in names
+    }
+    run = Run(tmp_path)
+    checkpoints = [Checkpoint(name, step, name) for step, name in enumerate(names)]
+    benchmark = AlpacaEval(settings)
+    asyncio.run(
+        evaluate(
+            run,
+            settings,
+            [benchmark],
+            checkpoints,
+            lambda checkpoint: chats[checkpoint.name],
+            Silent(),
+            {benchmark.name: Recorded("judge", verdicts)},
+        )
+    )
+    for row in read_lines(run.scores):
+        published = graded[row["checkpoint"]]
+        if row["category"] is None:
+            assert row["n"] == 805
+            name, tolerance = {
+                "win-rate": ("win_rate", 1e-7),
+                "discrete": ("discrete_win_rate", 1e-9),
+                "length-controlled": ("lc_published", 0.16),
+            }[row["view"]]
+            assert row["score"] == pytest.approx(float(published[name]), abs=tolerance), row
+            assert row["low"] < row["score"] < row["high"]
+    for name in names:
+        lengths = [len(row["answer"]) for row in read_lines(run.answers / benchmark.name / f"{name}.jsonl")]
+        assert int(np.mean(lengths)) == int(graded[name]["avg_length"])
+
+
+def for_preference(preference: float, instruction: str) -> dict[str, float]:
+    """Log-probabilities that give this preference."""
+    shown_second = for_the_second(preference, is_switched(instruction)) - 1
+    # a judge that is sure names the other one nowhere
+    return {name: math.log(rate) for name, rate in ((FIRST, 1 - shown_second), (SECOND, shown_second)) if rate > 0}

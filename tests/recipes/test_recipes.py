@@ -90,6 +90,23 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
         recipes.begin(run, recipes.load(path, ["create.prompts.take=7", "train.epochs=3"]))
 
 
+def test_a_run_that_was_begun_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
+    path, run = write(tmp_path / "least.yaml", LEAST), Run(tmp_path / "run")
+    recipes.begin(run, recipes.load(path))
+    before = run.read_recipe() or {}
+    del before["create"]["decontaminate"], before["train"]["optimizer"]["schedule"], before["train"]["seed"]
+    run.recipe.write_text(yaml.safe_dump(before))
+    recipes.begin(run, recipes.load(path))
+    assert (run.read_recipe() or {})["train"]["optimizer"]["schedule"] == "linear"
+    run.recipe.write_text(yaml.safe_dump(before))
+    with pytest.raises(RecipeError, match=r"train\.seed is 5, but .* begun with 0;"):
+        recipes.begin(run, recipes.load(path, ["train.seed=5"]))
+    # a setting that this version has no more is named
+    run.recipe.write_text(yaml.safe_dump({**before, "train": {**before["train"], "gone": 1}}))
+    with pytest.raises(RecipeError, match=r"train\.gone is '\(not there\)', but .* begun with 1"):
+        recipes.begin(run, recipes.load(path))
+
+
 def test_how_a_run_is_done_may_change(tmp_path: Path) -> None:
     path, run = write(tmp_path / "least.yaml", LEAST), Run(tmp_path / "run")
     recipes.begin(run, recipes.load(path))
@@ -181,3 +198,16 @@ def test_every_recipe_of_the_docs_is_valid(tmp_path: Path, page: str, text: str)
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     recipes.load(path)
+
+
+def test_what_shapes_a_run_leaves_out_how_it_is_done_and_the_versions(tmp_path: Path) -> None:
+    recipe = tmp_path / "team.yaml"
+    recipe.write_text("policy: {model: m}\ncreate: {team: [{does: revise, model: a}, {does: revise, model: b}]}\n")
+    run = Run(tmp_path / "run")
+    recipes.write(run, recipes.load(recipe, ["train.device=cpu", "train.lora={rank: 4}"]))
+    settings = recipes.shaping(run.read_recipe() or {})
+    assert settings["train.lora.rank"] == 4
+    assert settings["create.team.1.model"] == "b"
+    assert settings["create.method"] == "clair"
+    how = ("train.device", "train.threads", "create.team.0.concurrency", "create.team.1.base_url", "create.budget_usd")
+    assert settings.keys().isdisjoint({*how, "versions.python"})

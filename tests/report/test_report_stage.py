@@ -25,8 +25,8 @@ from anchored.contrast import contrast
 from anchored.records import Outcome
 from anchored.report.contents import Contents, Row
 from anchored.report.pair_rows import MOST_ROWS, choices, for_page, sample, tally
+from anchored.report.run_tables import run_tables
 from anchored.report.stage import report
-from anchored.report.tables import run_tables
 from anchored.runs import Run
 
 
