@@ -368,7 +368,9 @@ def main() -> None:
     settle_environment()
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
-    # a job manager's SIGTERM is as clean an end as Ctrl-C
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script put us in the background: no Ctrl-C is ours
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _end_as_by_ctrl_c)
     code = _exit_code()
     if under_launcher():
@@ -380,9 +382,10 @@ def main() -> None:
 
 
 def _end_as_by_ctrl_c(*_: object) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script put us in the background, where Ctrl-C is not ours
-        raise KeyboardInterrupt
+    """A job manager's SIGTERM is as clean an end as Ctrl-C."""
     signal.raise_signal(signal.SIGINT)
+    # where it was blocked it has waited, as one with those that came before
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _exit_code() -> int:

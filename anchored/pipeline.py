@@ -287,7 +287,7 @@ async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: 
         if settings.engine == "ray":
             await _create_on_ray(run, recipe, settings, prompts, batching, progress)
             return
-        purse = Purse(settings.budget_usd, store.spent()) if _counts_money(settings) else None
+        purse = Purse(settings.budget_usd, store.spent()) if settings.prices() else None
         async with _opened(run, recipe, batching, Books(store, purse), progress) as them:
             by_batch = None
             if them.batches:
@@ -312,7 +312,7 @@ async def _create_on_ray(
             "create.engine: ray asks request by request; set create.engine=local to go on with batches, or "
             f"{BatchFolder(run.batches).ending} to end those that are under way"
         )
-    order = Order(settings, partial(_opened_for_worker, run, recipe), _counts_money(settings))
+    order = Order(settings, partial(_opened_for_worker, run, recipe), bool(settings.prices()))
     async with cluster(order, run.replies, progress) as engine:
         await create(run, settings, prompts, engine.chats, progress, engine=engine)
 
@@ -337,10 +337,6 @@ async def _opened(
         finally:
             for chat in them.chats.values():  # the policy first: its check of the others may still be under way
                 await chat.close()
-
-
-def _counts_money(settings: CreateSettings) -> bool:
-    return any(endpoint.price for endpoint in settings.endpoints().values())
 
 
 class _Opened:
@@ -376,7 +372,7 @@ class _Opened:
                     opened[_address(endpoint)] = live
         if recipe.create.asks_policy:
             policy = _CheckedFirst(_policy(recipe, books, run, progress), [one.check for one in opened.values()])
-            self.chats[POLICY] = books.remember(policy, paid=False)
+            self.chats[POLICY] = books.remember(policy, paid=recipe.create.sample.price is not None)
         # several revisions of one answer are paid for to have different ones
         several = recipe.create.best_of is not None
         chats = {at: WatchedChat(chat, progress.note) if several else chat for at, chat in opened.items()}
@@ -564,7 +560,8 @@ def _policy(recipe: Recipe, books: Books, run: Run, progress: Progress) -> Chat:
     """The policy, wherever it answers."""
     sample = recipe.create.sample
     if elsewhere := sample.elsewhere():
-        return WatchedChat(OpenAIChat(elsewhere, limits=books.limits(elsewhere)), progress.note)
+        purse = books.purse if elsewhere.price else None
+        return WatchedChat(OpenAIChat(elsewhere, purse=purse, limits=books.limits(elsewhere)), progress.note)
     return _chat_of(model_of(recipe), recipe.policy.model, sample, _log_of("policy", books, run), progress)
 
 
