@@ -78,7 +78,7 @@ def held_out_charts(trajectories: Lines) -> list[Chart]:
 
 
 def score_chart(board: Scoreboard, number: int) -> Chart:
-    """The score of each checkpoint with its interval; the levels of the start and a stronger model are drawn through."""
+    """The score of each checkpoint with its interval; through it the levels of the start and of a stronger model."""
     scores = [score for score in board.whole if score.checkpoint != STRONGER]
     points = {
         "type": "scatter",

@@ -49,10 +49,8 @@ class Scoreboard:
     @property
     def best(self) -> Score | None:
         """The checkpoint that gained most, else the one with the highest score; the earliest of equals."""
-        picked = (self.gains[None].max_checkpoint, None) if None in self.gains else None
-        if picked in self.scores:
-            return self.scores[picked]
-        return max(self.trained, key=lambda score: score.score, default=None)
+        picked = self.get(self.gains[None].max_checkpoint, None) if None in self.gains else None
+        return picked or max(self.trained, key=lambda score: score.score, default=None)
 
     @property
     def judges(self) -> str:

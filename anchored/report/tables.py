@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
 from anchored.contrast import MeanContrast
 from anchored.records import Outcome
 from anchored.report.evaluated import Gain, Interval

@@ -115,6 +115,11 @@ def test_a_gap_that_may_be_none_has_no_share(tmp_path: Path) -> None:
     [row] = run_stage(tmp_path / "clear", [asked], answers)["stronger"]
     assert row["closed"]["epoch-01"]["value"] == pytest.approx(25)
     assert 0 < row["closed"]["epoch-01"]["low"] < 25 < row["closed"]["epoch-01"]["high"] < 60
+    # one that is surely worse is no aim
+    answers[STRONGER] = right_at()
+    [row] = run_stage(tmp_path / "worse", [asked], answers)["stronger"]
+    assert row["gap"]["high"] < 0
+    assert row["closed"] == {"epoch-01": None}
 
 
 def test_the_benchmark_that_chooses_has_to_be_one_of_them(tmp_path: Path) -> None:

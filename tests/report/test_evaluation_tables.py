@@ -53,7 +53,7 @@ SUMMARY: dict[str, Any] = {
     "length_changes": {ME_0601: {"epoch-06": around(-20.0, 5.0), "epoch-07": around(1200.4, 80.0)}},
     "notes": {
         ME_0601: {
-            **dict.fromkeys(["start", "epoch-06", "stronger"], ["the data is not the official one"]),
+            **{name: ["the data is not the official one"] for name in ("start", "epoch-06", "stronger")},
             "epoch-07": ["the data is not the official one", "61% of the answers are <b>longer</b>"],
         }
     },
