@@ -216,7 +216,7 @@ def _note_remarks(benchmark: Benchmark, checkpoint: Checkpoint, rows: Rows, prog
 def _graded(answer: _Answer, grades: Iterator[Grade]) -> Graded:
     item, reply = answer.item, answer.reply
     if isinstance(reply, ReplyError):
-        return Graded(item, "", Grade(None, str(reply), remarks=(NO_ANSWER,)))
+        return Graded(item, None, Grade(None, str(reply), remarks=(NO_ANSWER,)))
     grade = next(grades)
     if reply.finish_reason != "stop":
         note = "; ".join(filter(None, (f"finish_reason {reply.finish_reason}", grade.note)))
@@ -273,10 +273,12 @@ def _conclude(
     write_lines(run.scores, map(asdict, scores))
     _write_resamples(run, every, own)
 
+    nothing = (None, [], {})
+
     def told(what: Callable[[Benchmark, Rows], Any]) -> dict[str, dict[str, Any]]:
         names = [checkpoint.name for checkpoint in in_order]
         return {
-            one.name: {name: value for name in names if (value := what(one, graded[one.name, name]))}
+            one.name: {name: value for name in names if (value := what(one, graded[one.name, name])) not in nothing}
             for one in benchmarks
         }
 
