@@ -313,7 +313,7 @@ def plan(
     limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check the training of a recipe and estimate its memory, disk and time; writes and trains nothing."""
+    """Check a recipe, its data, benchmarks, endpoints and keys; estimate memory, disk and time; change nothing."""
     from dataclasses import asdict
 
     from anchored import recipe as recipes
@@ -325,11 +325,15 @@ def plan(
     made = make_plan(recipes.load(recipe, overrides or ()), out or Path("runs") / recipe.stem)
     if as_json:
         print(json.dumps(asdict(made), indent=1))
-        return
-    for table in plan_tables(made):
-        print_table(_out, table)
-    for note in made.notes:
-        _out.print(escape(note), highlight=False, soft_wrap=True)
+    else:
+        for table in plan_tables(made):
+            print_table(_out, table)
+        for note in made.notes:
+            _say(note)
+    if unanswered := [one for one in made.asked if one.problem]:
+        for one in unanswered:
+            _complain(f"{one.role}: {one.problem}")
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -6,6 +6,7 @@ and the way out on one line.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import platform
 import re
@@ -124,18 +125,47 @@ def changes(run: Run, recipe: Recipe) -> list[Change]:
     before = run.read_recipe()
     if before is None:
         return []
-    old, new = shaping(before), shaping(recipe.model_dump(mode="json"))
+    old = {**shaping(_newer_settings(before)), **shaping(before)}
+    new = shaping(recipe.model_dump(mode="json"))
     keys = [key for key in {**new, **old} if old.get(key, _MISSING) != new.get(key, _MISSING)]
     if not run.has_begun("evaluate"):
         keys = [key for key in keys if not key.startswith("evaluate.")]
     return [Change(key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys]
 
 
+def _newer_settings(before: Mapping[str, Any]) -> dict[str, Any]:
+    """A run folder's settings with the defaults of those that this version has beside them; {} where they do not fit.
+
+    What this version has no more is left out.
+    """
+    known: Any = copy.deepcopy(_unversioned(before))
+    for _ in range(2):
+        try:
+            return Recipe.model_validate(known).model_dump(mode="json")
+        except ValidationError as error:
+            for one in error.errors():
+                if one["type"] == "extra_forbidden":
+                    _drop(known, one["loc"])
+    return {}
+
+
+def _drop(settings: Any, place: Sequence[Any]) -> None:
+    """Take out the setting at this place, if it is one."""
+    for name in place[:-1]:
+        settings = settings[name] if isinstance(settings, list) or name in settings else {}
+    if isinstance(settings, dict):
+        settings.pop(place[-1], None)
+
+
 def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of resolved settings those that change what comes out of a run, by dotted key; not its versions."""
     free = _how_only(Recipe)
-    leaves = _leaves({name: value for name, value in settings.items() if name != "versions"})
+    leaves = _leaves(_unversioned(settings))
     return {key: value for key, value in leaves if free.isdisjoint(_sections(key))}
+
+
+def _unversioned(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "versions"}
 
 
 def first_stage(changed: Sequence[Change]) -> str:

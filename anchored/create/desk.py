@@ -14,7 +14,7 @@ from typing import Protocol
 
 from anchored.create import filters
 from anchored.create.replies import Problem, Usable, check, check_text
-from anchored.create.settings import OFF_POLICY, POLICY, CreateSettings, candidate_role
+from anchored.create.settings import POLICY, CreateSettings, candidate_role
 from anchored.create.templates import templates
 from anchored.datasets_io.answers import AnswerFile, JudgedData, check_readable
 from anchored.errors import RecipeError, ReplyError
@@ -219,7 +219,7 @@ def _name(role: str) -> str:
 
 
 def _judged_data(settings: CreateSettings) -> JudgedData | None:
-    if settings.method != OFF_POLICY or settings.judged_data is None:
+    if settings.judged_data is None:
         return None
     # the split is that of the prompts, where the pairs are in the same data
     return JudgedData(settings.judged_data, None if settings.judged else settings.prompts.split)

@@ -9,9 +9,9 @@ from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, fie
 from anchored.create.filters import Chosen, choose, schema, spelt
 from anchored.llm.settings import BatchSettings, EndpointSettings, Price, SampleSettings, Sampling
 from anchored.settings import Settings
+from anchored.teachers import DECIDING, OFF_POLICY, TEAM, teachers
 
 PAPERS_TEACHER = "gpt-4-turbo"
-OFF_POLICY = "judge-off-policy"
 POLICY = "policy"
 """The policy's name among those who answer."""
 
@@ -206,11 +206,8 @@ class CreateSettings(Settings):
 
     def teacher(self) -> ReviserSettings | JudgeSettings | StrongerSettings | None:
         """The stronger model that the method asks; None where a team revises or the data is judged already."""
-        if self.method == "clair":
-            return None if self.team else self.reviser
-        if self.method == "stronger-preferred":
-            return self.stronger
-        return self.judge if self.judged_data is None else None
+        asked = self._asked()
+        return getattr(self, asked[0]) if asked and asked[0] != TEAM else None
 
     def endpoints(self) -> dict[str, EndpointSettings]:
         """Every endpoint that the method asks, by its role."""
@@ -218,8 +215,7 @@ class CreateSettings(Settings):
         asked: dict[str, EndpointSettings] = {"teacher": teacher} if teacher else {}
         if self.method == "clair":
             asked |= {step_role(place): step for place, step in enumerate(self.team)}
-            if self.best_of and self.best_of.by == "judge":
-                asked["judge"] = self.judge
+            asked |= {section: getattr(self, section) for section in self._asked()[1:]}
         if self.method == OFF_POLICY:
             asked |= {candidate_role(place): one for place, one in enumerate(self.candidates)}
         return asked
@@ -243,15 +239,16 @@ class CreateSettings(Settings):
     @property
     def judged_data(self) -> str | None:
         """Where the judged pairs of judge-off-policy are; None where a judge is asked."""
-        if self.method != OFF_POLICY or self.candidates or self.answers:
-            return None
-        return self.judged or self.prompts.data
+        return None if self._asked() else self.judged or self.prompts.data
 
     def active_filters(self) -> tuple[Chosen, ...]:
         """The filters with their options, in order."""
         if self.filters is not None:
             return self.filters
         return CLAIR_FILTERS if self.method == "clair" else ()
+
+    def _asked(self) -> tuple[str, ...]:
+        return teachers(self.model_dump(include=set(DECIDING)))
 
     def _check_clair_only(self) -> None:
         for name in ("team", "best_of"):

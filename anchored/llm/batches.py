@@ -41,6 +41,9 @@ Way = Literal[
     "live",  # one by one; only what is in batches already comes from there
 ]
 
+TURNS = 8
+"""Of the event loop, more than lie between two requests that are asked one after the other."""
+
 log = logging.getLogger(__name__)
 
 
@@ -285,6 +288,8 @@ class BatchChat:
                 with suppress(TimeoutError):  # not `wait_for`, which may let a cancellation pass unheard
                     async with asyncio.timeout(wait):
                         await self._wake.wait()
+                for _ in range(TURNS):  # where the loop was held up, those who are about to ask come first
+                    await asyncio.sleep(0)
             elif self._way == "export":
                 self._export()
             else:
@@ -415,7 +420,7 @@ class BatchChat:
                         end = end or self._end_by(found, batch if ended_by_others else None)
                     if end is None or isinstance(found, Reply):
                         self._settle(asked.key, found)
-            await self._results.spend_unsure(unsure_usd)
+            await self._results.spend_unsure(batch, unsure_usd)
             batch.state.kept = True
             batch.save()
         if end:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from anchored.records import Outcome, Pair, Score
 from anchored.report.evaluated import Evaluated, read_evaluated
 from anchored.report.scoreboard import Scoreboard, scoreboards
 from anchored.runs import Run, read_lines
+from anchored.teachers import TEAM, teachers
 
 Group = Literal["training", "held-out", "refused"]
 
@@ -79,13 +80,12 @@ class Contents:
     @property
     def teacher(self) -> str | None:
         """The stronger models that revised, judged or answered; None where the data was judged already."""
-        method = self.setting("create.method")
-        if method == "judge-off-policy" and not (self.setting("create.candidates") or self.setting("create.answers")):
+        asked = teachers(self.recipe.get("create") or {})
+        if not asked:
             return None
-        if method == "clair" and (team := self.setting("create.team")):
-            return ", ".join(dict.fromkeys(step["model"] for step in team))
-        role = {"clair": "reviser", "stronger-preferred": "stronger"}.get(method, "judge")
-        return self.setting(f"create.{role}.model") if method else None
+        if asked[0] == TEAM:
+            return ", ".join(dict.fromkeys(step["model"] for step in self.setting("create.team")))
+        return self.setting(f"create.{asked[0]}.model")
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -130,15 +130,11 @@ class Contents:
         scores = _scores(self.run.scores)
         if odd := next((one for one in scores if not all(map(math.isfinite, (one.score, one.low, one.high)))), None):
             raise DataError(f"{self.run.scores}: {odd.checkpoint} has a score that is no number; evaluate again")
-        return scoreboards(scores)
+        return scoreboards(scores, self.evaluated)
 
     @cached_property
     def evaluated(self) -> Evaluated:
         return read_evaluated(self.summary("evaluate"), self.run.folder / "stages/evaluate.json")
-
-    @property
-    def improvements(self) -> Sequence[Mapping[str, Any]]:
-        return self.summary("evaluate").get("improvement", ())
 
     @property
     def remarks(self) -> Mapping[str, Mapping[str, Mapping[str, int]]]:

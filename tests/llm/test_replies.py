@@ -11,6 +11,7 @@ import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -413,3 +414,24 @@ def test_a_store_that_takes_no_more_lets_nothing_more_be_sent(tmp_path: Path, mo
         with pytest.raises(DataError, match="takes no more"):
             asyncio.run(ask_all(store.remember(FourAtOnce()), map(a_request, map(str, range(200)))))
         assert len(sent) <= 8, "four whose replies are lost, and four under way"
+
+
+def test_who_asks_in_the_moment_in_which_the_disk_is_full_is_told_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> list[Any]:
+        remembered = store.remember(CountingChat())
+
+        async def keep(*_: object) -> None:
+            late.append(asyncio.create_task(remembered.reply(a_request("late"))))
+            await asyncio.sleep(0)  # it has asked, and its call has not begun
+            raise DataError("the disk takes no more")
+
+        late: list[asyncio.Task[Reply]] = []
+        monkeypatch.setattr(store, "keep", keep)
+        first = await asyncio.gather(remembered.reply(a_request("first")), return_exceptions=True)
+        return [*first, *await asyncio.gather(*late, return_exceptions=True)]
+
+    with ReplyStore(tmp_path / "replies.sqlite") as store:
+        results = asyncio.run(main())
+    assert [(type(result), str(result)) for result in results] == [(DataError, "the disk takes no more")] * 2

@@ -90,6 +90,23 @@ def test_a_changed_setting_is_named_with_both_values(tmp_path: Path) -> None:
         recipes.begin(run, recipes.load(path, ["create.prompts.take=7", "train.epochs=3"]))
 
 
+def test_a_run_that_was_begun_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
+    path, run = write(tmp_path / "least.yaml", LEAST), Run(tmp_path / "run")
+    recipes.begin(run, recipes.load(path))
+    before = run.read_recipe() or {}
+    del before["create"]["decontaminate"], before["train"]["optimizer"]["schedule"], before["train"]["seed"]
+    run.recipe.write_text(yaml.safe_dump(before))
+    recipes.begin(run, recipes.load(path))
+    assert (run.read_recipe() or {})["train"]["optimizer"]["schedule"] == "linear"
+    run.recipe.write_text(yaml.safe_dump(before))
+    with pytest.raises(RecipeError, match=r"train\.seed is 5, but .* begun with 0;"):
+        recipes.begin(run, recipes.load(path, ["train.seed=5"]))
+    # a setting that this version has no more is named
+    run.recipe.write_text(yaml.safe_dump({**before, "train": {**before["train"], "gone": 1}}))
+    with pytest.raises(RecipeError, match=r"train\.gone is '\(not there\)', but .* begun with 1"):
+        recipes.begin(run, recipes.load(path))
+
+
 def test_how_a_run_is_done_may_change(tmp_path: Path) -> None:
     path, run = write(tmp_path / "least.yaml", LEAST), Run(tmp_path / "run")
     recipes.begin(run, recipes.load(path))
