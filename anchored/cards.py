@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from anchored.datasets_io.places import is_address
 from anchored.runs import one_line
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -39,6 +40,8 @@ def on_hub(name: str | Path) -> bool:
 
 def told(name: str | Path) -> str:
     """What to tell of a name: a Hub id whole, of a path the last part."""
+    if is_address(name):
+        return str(name).partition("?")[0].rstrip("/").rpartition("/")[2]
     return str(name) if on_hub(name) else Path(name).resolve().name
 
 

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from anchored.datasets_io.places import is_address, place_of
 from anchored.datasets_io.writing import Layout
 from anchored.errors import AnchoredError, RecipeError
 from anchored.process import settle_environment
@@ -85,13 +86,28 @@ CancelBatches = Annotated[
     bool, typer.Option("--cancel-batches", help="End the run's batches at the endpoint, and do nothing else.")
 ]
 Redo = Annotated[Stage | None, typer.Option(help="Do STAGE and what follows again; paid replies are kept.")]
-AnyOut = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; runs/RECIPE if left out.")]
-OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")]
+
+
+def _run_folder(text: str) -> Path:
+    if is_address(text):
+        # the rest of it may hold a login
+        raise typer.BadParameter(
+            f"--out {text.partition(':')[0]}://...: a run folder lies on a disk of this machine, for SQLite's sake; "
+            "create.copy_to copies the finished pairs to an address"
+        )
+    return Path(text)
+
+
+AnyOut = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", parser=_run_folder, help="The run folder; runs/RECIPE if left out."),
+]
+OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", parser=_run_folder, help="The run folder.")]
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")] = Path("runs/demo"),
+    out: OutFolder = Path("runs/demo"),
     seed: Annotated[int | None, typer.Option(metavar="N", help="Another draw of prompts, samples and order.")] = None,
 ) -> None:
     """The pocket world, end to end: pairs, training, scores and a report in minutes, offline."""
@@ -173,7 +189,9 @@ def report(recipe: RecipePath, out: OutFolder, overrides: Overrides = None, limi
 
 @app.command()
 def contrast(
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, folders or Hub ids.")],
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="Files, folders, addresses (s3://...) or Hub ids.")
+    ],
     tokenizer: Annotated[
         str, typer.Option(metavar="NAME", help="whitespace, word, or a Hugging Face tokenizer.")
     ] = "whitespace",
@@ -205,8 +223,12 @@ def contrast(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="A file, a folder, a run folder or a Hub id.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A file that ends in .parquet, .jsonl or .jsonl.gz.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="A file, a folder, a run folder, an address (s3://...) or a Hub id.")
+    ],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="A file or an address that ends in .parquet, .jsonl or .jsonl.gz.")
+    ],
     layout: Annotated[Layout, typer.Option(help="What to write; see docs/formats.md.")] = "trl",
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Which split, where the data has several.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
@@ -226,12 +248,13 @@ def convert(
         raise typer.BadParameter("--public says who may see what is uploaded, and needs --push-to-hub ORG/NAME")
     if license and not (card or push_to_hub):
         raise typer.BadParameter("--license stands in the card, and needs --card or --push-to-hub ORG/NAME")
+    to = place_of(out)
     repository = Repository(push_to_hub, public) if push_to_hub else None
     with Terminal(_out) as progress:
         publication = Publication(repository, card, license)
-        shared = share(source, out, layout, publication, split=split, force=force, progress=progress)
+        shared = share(source, to, layout, publication, split=split, force=force, progress=progress)
     done = shared.converted
-    told = [f"{out}: {done.written:,} rows in the layout {layout}"]
+    told = [f"{to}: {done.written:,} rows in the layout {layout}"]
     if done.refused.counts:
         told += [done.refused.told(source, done.kept), *(f"  {line}" for line in done.refused.examples_told())]
     told += [f"left out: column {name}, {why}" for name, why in done.left_out.items()]
@@ -281,7 +304,9 @@ def compare(
 
 @app.command()
 def inspect(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A run folder, a file, a folder or a Hub id.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A run folder, a file, a folder, an address (s3://...) or a Hub id.")
+    ],
     decisions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where decisions go; else into the run folder or beside DATA.")
     ] = None,
@@ -289,7 +314,7 @@ def inspect(
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Which split, where the data has several.")] = None,
     write: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Write DATA as decided, to parquet or JSONL, and end.")
+        str | None, typer.Option(metavar="OUT", help="Write DATA as decided, to parquet or JSONL, and end.")
     ] = None,
 ) -> None:
     """A page on this machine to look at pairs, search them, and keep, drop or edit them."""
@@ -298,7 +323,7 @@ def inspect(
 
     asked = page.Inspection(data, decisions, split, port, browser)
     if write is not None:
-        page.write_decided(asked, write, _say)
+        page.write_decided(asked, place_of(write), _say)
         return
     with Terminal(_err) as progress:
         session = page.open_session(asked, progress)

@@ -19,12 +19,14 @@ from typing import Any, Protocol
 
 from anchored import datasets_io
 from anchored import recipe as recipes
+from anchored.create.copying import check_copy, copy_pairs
 from anchored.create.decontaminate import decontaminator
 from anchored.create.desk import check_settings
 from anchored.create.on_ray import Order, cluster
 from anchored.create.settings import POLICY, CreateSettings
 from anchored.create.stage import ByBatch, create
 from anchored.create.templates import templates
+from anchored.datasets_io.places import check_folder, place_of
 from anchored.errors import AnchoredError, DataError, EvaluationError, ModelError, RecipeError
 from anchored.evaluate.alpaca_eval import AlpacaEval
 from anchored.evaluate.benchmark import Benchmark, Examining, Item
@@ -115,8 +117,10 @@ def execute(plan: Plan, progress: Progress) -> Run:
         for stage in plan.stages:
             if stage != "report" and run.summary(stage) is not None:
                 progress.note(f"{stage}: complete{_changed_since(run, plan.recipe) if stage == 'create' else ''}")
-                continue
-            _STAGES[stage](run, plan, progress)
+            else:
+                _STAGES[stage](run, plan, progress)
+            if stage == "create" and (folder := _copy_to(plan.recipe)):
+                copy_pairs(run, folder, progress)
     return run
 
 
@@ -180,6 +184,8 @@ def _check(run: Run, plan: Plan, progress: Progress) -> None:
         check_template(recipe)
     if "create" in due:
         check_creation(recipe)
+        if folder := _copy_to(recipe):
+            check_copy(run, folder)
     if "evaluate" in due:
         if named := [name for name in recipe.evaluate.benchmarks if _is_lm_evals(name)]:
             progress.note(f"lm-eval looks up {', '.join(named)}")  # and loads their data: a minute, for some
@@ -192,6 +198,8 @@ def check_creation(recipe: Recipe) -> None:
         check_settings(recipe.create)
         asked = recipe.create.endpoints().values()
         _check_servers(recipe.create.sample.serve, *(endpoint.serve for endpoint in asked))
+        if recipe.create.copy_to:
+            check_folder(place_of(recipe.create.copy_to))
 
 
 async def check_endpoints(recipe: Recipe, benchmarks: Sequence[Benchmark]) -> list[tuple[str, EndpointSettings, str]]:
@@ -239,6 +247,11 @@ def check_evaluation(recipe: Recipe) -> list[Benchmark]:
             "they answer in this process then"
         )
     return benchmarks
+
+
+def _copy_to(recipe: Recipe) -> str | None:
+    """Where the pairs that are made are copied to."""
+    return recipe.create.copy_to if recipe.train.data is None else None
 
 
 def _answers_here(recipe: Recipe) -> bool:

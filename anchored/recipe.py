@@ -20,7 +20,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from anchored.create.settings import CreateSettings
-from anchored.errors import RecipeError
+from anchored.datasets_io.places import check_harmless
+from anchored.errors import DataError, RecipeError
 from anchored.evaluate.settings import EvaluateSettings
 from anchored.runs import Run, one_line, versions, write_text
 from anchored.settings import Settings
@@ -82,6 +83,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse(settings: dict[str, Any], where: str) -> Recipe:
     """Check plain settings; `where` stands before each error."""
+    for key, text in _texts(settings):
+        try:
+            check_harmless(text)
+        except DataError as error:
+            raise RecipeError(f"{where}: {key}: {error}") from None
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
@@ -246,6 +252,15 @@ def _explain(problem: Any) -> str:
     hidden = isinstance(value, dict) or path[-1] in ("key_env", "base_url")
     message = _LOGIN.sub("//[login]@", message)
     return f"{key}: {message}" if hidden else f"{key}: {message} (got {value!r})"
+
+
+def _texts(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in plain settings, by its dotted key."""
+    if isinstance(settings, str):
+        yield key, settings
+    elif isinstance(settings, dict | list):
+        for name, inner in settings.items() if isinstance(settings, dict) else enumerate(settings):
+            yield from _texts(inner, f"{key}.{name}" if key else str(name))
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

@@ -51,6 +51,7 @@ class Run:
         self.resamples = self.folder / "resamples.npz"
         self.report = self.folder / "report.html"
         self._done = self.folder / "stages"
+        self._copy = self._done / "copy.json"
 
     @contextmanager
     def lock(self, way_out: str = "wait for it") -> Iterator[None]:
@@ -113,6 +114,19 @@ class Run:
             for path in self._made(later):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
+    def note_copy(self, folder: str, *, whole: bool) -> None:
+        """Remember that copies of what `create` made were begun in a folder, or are there as a `whole`."""
+        made = self._made_at() if whole else 0
+        write_text(self._copy, json.dumps({"to": folder, "made": made}) + "\n")
+
+    def has_copied_to(self, folder: str) -> bool:
+        """Whether copies in a folder, perhaps older ones, are this run's."""
+        return self._copied().get("to") == folder
+
+    def is_copied(self, folder: str) -> bool:
+        """Whether what `create` made last is copied to a folder."""
+        return self._copied() == {"to": folder, "made": self._made_at()}
+
     def read_recipe(self) -> dict[str, Any] | None:
         """The settings the run was begun with; None in a new folder."""
         if not self.recipe.exists():
@@ -130,6 +144,13 @@ class Run:
     def server_log(self, name: str) -> Path:
         """What a server that a stage started for model `name` prints."""
         return self.folder / f"serve-{name.replace(' ', '-')}.log"
+
+    def _made_at(self) -> int:
+        return (self._done / "create.json").stat().st_mtime_ns
+
+    def _copied(self) -> dict[str, Any]:
+        lines = read_lines(self._copy)
+        return lines[-1] if lines else {}
 
     def _made(self, stage: str) -> list[Path]:
         """What a stage makes beside what is kept by content."""

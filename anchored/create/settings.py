@@ -20,7 +20,7 @@ class PromptSettings(Settings):
     """Where the prompts come from."""
 
     data: str = "openbmb/UltraFeedback"
-    """A file, a folder or a Hub id; `pocket` is the pocket world's."""
+    """A file, a folder, an address (s3://bucket/...) or a Hub id; `pocket` is the pocket world's."""
     split: str | None = None
     """Which split, where the data has several; null: train."""
     take: int | None = Field(default=None, ge=1)
@@ -131,7 +131,7 @@ class RaySettings(Settings):
 class CreateSettings(Settings):
     """The `create:` section: how pairs are made from prompts."""
 
-    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd", "pilot", "engine", "batch"})
+    how_only: ClassVar[frozenset[str]] = frozenset({"budget_usd", "pilot", "engine", "batch", "copy_to"})
 
     method: Literal["clair", "judge-on-policy", "judge-off-policy", "stronger-preferred"] = "clair"
     """clair: the teacher minimally revises the policy's answer; judge-on-policy: it picks the better of two of them;
@@ -166,6 +166,9 @@ class CreateSettings(Settings):
     decisions: str | None = None
     """A file in which people decided about pairs (`anchored inspect`): it has the last word after the filters. null:
     decisions.jsonl of the run folder, if there is one."""
+    copy_to: str | None = None
+    """A folder to which the finished pairs.parquet, held_out.parquet and refused.parquet are copied, as in
+    s3://bucket/folder (docs/formats.md); null: nowhere."""
     batch: BatchSettings = BatchSettings()
     """How `--batch`, `--batch-export` and `--batch-import` go."""
     budget_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -16,6 +16,7 @@ from typing import Any
 
 from anchored.datasets_io import layouts
 from anchored.datasets_io.cells import Refused, kind, missing, note, number, well_formed
+from anchored.datasets_io.places import Place, check_bucket
 from anchored.datasets_io.refusals import Refusals
 from anchored.datasets_io.rows import Row, read
 from anchored.datasets_io.writing import COLUMNS, Layout, PairWriter, check_ending, check_layout, type_of
@@ -51,7 +52,7 @@ class Converted:
 
 def convert(
     source: str | Path,
-    out: Path,
+    out: Place,
     layout: Layout = "trl",
     *,
     split: str | None = None,
@@ -87,8 +88,9 @@ def convert(
     return Converted(taken.read, writer.rows, taken.refused, carried.left_out)
 
 
-def check_free(out: Path, force: bool) -> None:
+def check_free(out: Place, force: bool) -> None:
     """A DataError where a file stands that must not be written over."""
+    check_bucket(out)
     if out.is_dir():
         raise DataError(f"{out}: is a folder; name a file in it")
     if out.exists() and not force:

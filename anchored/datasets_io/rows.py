@@ -15,10 +15,11 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
 from anchored.datasets_io.cells import kind, malformed
+from anchored.datasets_io.places import Place, files_below, is_address, opened, place_of, problem
 from anchored.errors import DataError
 from anchored.runs import DECISIONS, one_line
 
@@ -48,19 +49,27 @@ class Row:
 
 def read(source: str | Path, split: str | None = None, wanted: Collection[str] = ()) -> Iterator[Row]:
     """The rows of a source; where that saves reading, only the `wanted` columns of them."""
-    path = Path(source).expanduser()
-    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+    path = place_of(source)
+    if (
+        isinstance(path, Path)
+        and path.is_dir()
+        and ((path / "state.json").exists() or (path / "dataset_dict.json").exists())
+    ):
         yield from _dataset_rows(_load_dataset(str(path), split, on_disk=True), str(source), wanted)
     elif path.exists():
         for file in _files(path, split):
             yield from _file_rows(file, wanted)
-    elif isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and not _format(path):
+    elif is_address(source):
+        raise DataError(
+            f"{path}: there is no such file or folder; correct the address, or see whether its bucket is there"
+        )
+    elif isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and not _format(path.name):
         yield from _dataset_rows(_load_dataset(source, split), source, wanted)
     else:
         raise DataError(f"{source}: no such file or folder; a Hub id looks like openbmb/UltraFeedback")
 
 
-def _files(path: Path, split: str | None) -> list[Path]:
+def _files(path: Place, split: str | None) -> list[Place]:
     """The data files of a source; where a folder holds several splits, those of `split`, else of `train`.
 
     Without one called so, all files are taken, but never a test split among others unasked.
@@ -69,12 +78,12 @@ def _files(path: Path, split: str | None) -> list[Path]:
         return [path]
     if (path / "pairs.parquet").exists():  # a run folder
         return [path / "pairs.parquet"]
-    by_split: dict[str, list[Path]] = {}
-    for file in sorted(path.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+    by_split: dict[str, list[Place]] = {}
+    for file in files_below(path):
+        hidden = any(part.startswith(".") for part in file.parts)
         about_data = file.name.startswith("dataset_info") or file.name.endswith(DECISIONS)
-        if _format(file) and not hidden and not about_data:
-            by_split.setdefault(_split_of(file.relative_to(path)), []).append(file)
+        if _format(file.name) and not hidden and not about_data:
+            by_split.setdefault(_split_of(file), []).append(path / str(file))
     if not by_split:
         raise DataError(f"{path}: holds no {', '.join(_ENDINGS)} file")
     chosen = split or ("train" if "train" in by_split else None)
@@ -88,12 +97,13 @@ def _files(path: Path, split: str | None) -> list[Path]:
     return by_split[chosen]
 
 
-def _format(file: Path) -> str:
+def _format(name: str) -> str:
+    file = PurePath(name)
     ending = file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
     return ending if ending in _ENDINGS else ""
 
 
-def _split_of(file: Path) -> str:
+def _split_of(file: PurePath) -> str:
     """What a file's folder is called, where that is a split's name, else the file itself without its number."""
     folder = next((part for part in file.parts[:-1] if _SPLIT_FOLDER.fullmatch(part)), None)
     if folder:
@@ -103,12 +113,13 @@ def _split_of(file: Path) -> str:
     return shard["split"] if shard else stem
 
 
-def _file_rows(file: Path, wanted: Collection[str]) -> Iterator[Row]:
-    form = _format(file)
+def _file_rows(file: Place, wanted: Collection[str]) -> Iterator[Row]:
+    form = _format(file.name)
     if not form:
         raise DataError(f"{file}: its ending is none of {', '.join(_ENDINGS)} (each also with .gz)")
     try:
-        with closing(_opened(file)) as handle:
+        with closing(opened(file, in_order=not file.name.endswith(".parquet"))) as plain:
+            handle = cast("IO[bytes]", gzip.GzipFile(fileobj=plain)) if file.name.endswith(".gz") else plain
             if form == ".parquet":
                 yield from _parquet_rows(handle, file.name, wanted)
             elif form == ".csv":
@@ -120,11 +131,7 @@ def _file_rows(file: Path, wanted: Collection[str]) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text ({one_line(error)}); save it as UTF-8") from None
     except (OSError, EOFError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read ({one_line(error)})") from None
-
-
-def _opened(file: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(file)) if file.suffix == ".gz" else open(file, "rb")
+        raise DataError(f"{file}: cannot be read ({problem(file, error)})") from None
 
 
 def _jsonl_rows(handle: IO[bytes], name: str) -> Iterator[Row]:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol, Self, get_args
 
 from anchored.datasets_io.cells import well_formed
+from anchored.datasets_io.places import Place, written_whole
 from anchored.errors import DataError
 from anchored.records import Answer, LabelledAnswer, Message, Pair, TrainingRow, prompt_id
-from anchored.runs import one_line, written_aside
+from anchored.runs import one_line
 
 Layout = Literal["trl", "implicit", "clair32k", "h4", "unpaired"]
 
@@ -61,7 +62,7 @@ class PairWriter:
     `extra` are further columns with the type of their cells. Raises DataError where it cannot write.
     """
 
-    def __init__(self, path: Path, layout: Layout = "trl", extra: Types | None = None) -> None:
+    def __init__(self, path: Place, layout: Layout = "trl", extra: Types | None = None) -> None:
         check_layout(layout)
         self.path = path
         self._rows_of = _ROWS_OF[layout]
@@ -74,8 +75,7 @@ class PairWriter:
 
     def __enter__(self) -> Self:
         with _named_if_it_fails(self.path), ExitStack() as stack:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            aside = stack.enter_context(written_aside(self.path))
+            aside = stack.enter_context(written_whole(self.path))
             self._sink = stack.enter_context(self._open(aside, self.columns))
             self._stack = stack.pop_all()
         return self
@@ -107,7 +107,7 @@ class PairWriter:
 
 
 def write_pairs(
-    path: Path, pairs: Sequence[Pair], extra: Mapping[str, Sequence[Any]] | None = None, layout: Layout = "trl"
+    path: Place, pairs: Sequence[Pair], extra: Mapping[str, Sequence[Any]] | None = None, layout: Layout = "trl"
 ) -> None:
     """Write pairs as parquet or JSONL, by the ending of `path`; `extra` are further columns, one value per pair."""
     extra = dict(extra or {})
@@ -132,7 +132,7 @@ def check_layout(layout: str) -> None:
         raise DataError(f"layout {layout!r} is not known; choose from {', '.join(get_args(Layout))}")
 
 
-def check_ending(path: Path) -> str:
+def check_ending(path: Place) -> str:
     """The ending of a file to be written; a DataError where it is none that can be."""
     for ending in sorted(ENDINGS, key=len, reverse=True):
         if path.name.endswith(ending):
@@ -274,7 +274,7 @@ class _Groups:
         self.file.write_table(self._table.from_pylist(list(rows), self._schema))
 
 
-def _opener(path: Path) -> Callable[[Path, Types], AbstractContextManager[_Sink]]:
+def _opener(path: Place) -> Callable[[Path, Types], AbstractContextManager[_Sink]]:
     return {".parquet": _parquet, ".jsonl": _jsonl, ".jsonl.gz": _zipped_jsonl}[check_ending(path)]
 
 
@@ -303,7 +303,7 @@ def _zipped_jsonl(path: Path, columns: Types) -> Iterator[_Sink]:
 
 
 @contextmanager
-def _named_if_it_fails(path: Path) -> Iterator[None]:
+def _named_if_it_fails(path: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:

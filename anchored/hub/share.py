@@ -15,6 +15,7 @@ from typing import Any
 
 from anchored.cards import told
 from anchored.datasets_io.converting import Converted, check_free, convert
+from anchored.datasets_io.places import Place
 from anchored.datasets_io.writing import Layout, check_ending
 from anchored.errors import DataError
 from anchored.hub.card import DATA_FILE, Facts, Observer, TeacherPrompt, data_card
@@ -25,7 +26,7 @@ from anchored.records import Outcome
 from anchored.runs import Run, write_text
 from anchored.teachers import teachers
 
-_NOT_TOLD = EndpointSettings.how_only | SampleSettings.how_only
+_NOT_TOLD = EndpointSettings.how_only | SampleSettings.how_only | {"copy_to"}
 _SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
 
 
@@ -51,7 +52,7 @@ class Shared:
 
 def share(
     source: str,
-    out: Path,
+    out: Place,
     layout: Layout,
     publication: Publication,
     *,
@@ -61,10 +62,11 @@ def share(
 ) -> Shared:
     """Convert and, as far as the publication asks for it, write a card and push."""
     repository = publication.repository
-    card = out.with_name("README.md") if publication.card else None
+    card = _of_this_machine(out).with_name("README.md") if publication.card else None
     if card:
         check_free(card, force)
     if repository:
+        _of_this_machine(out)
         if check_ending(out) != ".parquet":
             raise DataError(f"{out}: --push-to-hub uploads parquet; give the file a name that ends in .parquet")
         check_free(out, force)
@@ -80,8 +82,14 @@ def share(
     facts = replace(facts, file=out.name, license=publication.license)
     if card:
         write_text(card, data_card(facts))
-    url = repository.push(out, data_card(replace(facts, file=DATA_FILE))) if repository else None
+    url = repository.push(_of_this_machine(out), data_card(replace(facts, file=DATA_FILE))) if repository else None
     return Shared(converted, card, url)
+
+
+def _of_this_machine(out: Place) -> Path:
+    if not isinstance(out, Path):
+        raise DataError(f"{out}: --card and --push-to-hub are for a file of this machine; convert to one")
+    return out
 
 
 def _run_of(source: str) -> Run | None:

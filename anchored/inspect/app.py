@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anchored.datasets_io import each_pair, write_pairs
+from anchored.datasets_io.places import Place, place_of
 from anchored.decisions import DecisionFile, apply, read_decisions
 from anchored.errors import DataError
 from anchored.inspect.rows import load_rows, run_of
@@ -68,7 +69,7 @@ def serve(session: Session, asked: Inspection, say: Say) -> None:
             say(line)
 
 
-def write_decided(asked: Inspection, out: Path, say: Say) -> None:
+def write_decided(asked: Inspection, out: Place, say: Say) -> None:
     """Write the pairs of a data set as people decided: without what they dropped, with what they kept or edited."""
     if run := run_of(asked.source):
         command = stage_command(run, "create", "--redo", "create")
@@ -89,8 +90,10 @@ def write_decided(asked: Inspection, out: Path, say: Say) -> None:
 
 
 def decisions_of(source: str) -> Path:
-    """Where decisions about a source go: into its folder, beside its file, or into this folder for a Hub id."""
-    path = Path(source).expanduser()
+    """Where decisions about a source go: into its folder, beside its file, or into this folder if it is elsewhere."""
+    path = place_of(source)
+    if not isinstance(path, Path):
+        return Path(f"{_ENDING.sub('', path.name)}.{DECISIONS}")
     if path.is_dir():
         return path / DECISIONS
     if not path.exists():
@@ -101,7 +104,9 @@ def decisions_of(source: str) -> Path:
 
 
 def _title(source: str) -> str:
-    path = Path(source).expanduser()
+    path = place_of(source)
+    if not isinstance(path, Path):
+        return path.name
     return path.resolve().name if path.exists() else source
 
 
