@@ -140,7 +140,7 @@ def place_of(source: str | Path) -> Place:
     check_harmless(source)
     if scheme not in _SCHEMES:
         raise DataError(
-            f"{source}: {scheme}:// is no address of data; use s3://, gs://, abfs://, hdfs:// or file://, or a copy here"
+            f"{source}: no data is had by {scheme}://; use s3://, gs://, abfs://, hdfs:// or file://, or a copy here"
         )
     if scheme == "file":
         return Path(unquote(urlsplit(source).path))

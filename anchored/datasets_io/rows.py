@@ -186,11 +186,12 @@ def _parquet_rows(handle: IO[bytes], name: str, wanted: Collection[str]) -> Iter
 
     try:
         file = pyarrow.parquet.ParquetFile(handle)
-        number = 0
-        for batch in file.iter_batches(batch_size=1024, columns=_some(file.schema_arrow.names, wanted)):
-            for record in batch.to_pylist():
-                number += 1
-                yield Row(f"{name} row {number}", record)
+        columns, number = _some(file.schema_arrow.names, wanted), 0
+        for group in range(file.num_row_groups):  # of all that one call is to give, pyarrow holds the bytes at once
+            for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{name} row {number}", record)
     except pyarrow.ArrowException as error:
         raise DataError(f"{name}: is not a readable parquet file ({one_line(error)})") from None
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from commands import ENVIRONMENT, POCKET, ROOT, anchored, command
 from forks import Forks
+from object_store import ObjectStore
 from pocket_creation import (
     IN_FLIGHT,
     KEY,
@@ -100,11 +101,17 @@ def test_ray_makes_the_pairs_that_one_process_makes(
 ) -> None:
     monkeypatch.setenv(KEY_ENV, KEY)
     alone = undisturbed(forks, tmp_path / "alone", world, "clair", faults(*LASTING)).run
-    with Teacher(faults("rate_limited", *LASTING), api_key=KEY) as teacher:
-        recipe = recipes.load(POCKET, [*overrides(world, "clair", teacher.base_url), *ON_RAY, "create.ray.workers=1"])
+    with ObjectStore("data") as store, Teacher(faults("rate_limited", *LASTING), api_key=KEY) as teacher:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        objects = store.buckets["data"]
+        objects |= {path.name: path.read_bytes() for path in (world.prompts, world.answers)}
+        settings = [*overrides(world, "clair", teacher.base_url), *ON_RAY, "create.ray.workers=1"]
+        settings += [f"create.prompts.data=s3://data/{world.prompts.name}", "create.copy_to=s3://data/mine"]
+        recipe = recipes.load(POCKET, [*settings, f"create.answers.policy=s3://data/{world.answers.name}"])
         run = execute(Plan(recipe, tmp_path / "ray", ("create",)), Silent())
         requests = teacher.requests
-    assert made(run) == made(alone)
+    assert made(run) == made(alone) == {name: objects[f"mine/{name}"] for name in made(alone)}
     assert {seen.fault for seen in requests} >= {"rate_limited", *LASTING}
     assert max(Counter(seen.content for seen in came_whole(requests)).values()) == 1
     assert ledger(run) == {"usage": pytest.approx(usd(came_whole(requests)))}

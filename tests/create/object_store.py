@@ -28,7 +28,11 @@ class ObjectStore:
         """Set once a part has come that is not answered, if `stalls`."""
         self.stalls = False
         self.writes = 0
+        """Objects that were put."""
+        self.sent = 0
+        """Bytes of objects that were read."""
         self._uploads: dict[str, dict[int, bytes]] = {}
+        self._ends = asyncio.Event()
         self._numbers = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -56,6 +60,7 @@ class ObjectStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._loop.call_soon_threadsafe(self._ends.set)
         self._do(self._runner.cleanup())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -90,7 +95,9 @@ class ObjectStore:
             return self._list(objects, query) if request.method == "GET" else web.Response()
         if key not in objects:
             return _error(404, "NoSuchKey")
-        return _ranged(objects[key], request)
+        answer = _ranged(objects[key], request)
+        self.sent += len(answer.body) if isinstance(answer.body, bytes) else 0
+        return answer
 
     async def _write(self, request: web.Request, objects: dict[str, bytes], key: str) -> web.Response:
         if self.refuses_writes:
@@ -106,13 +113,13 @@ class ObjectStore:
             self._uploads[query["uploadId"]][int(query["partNumber"])] = body
             if self.stalls:
                 self.stalled.set()
-                await asyncio.sleep(60)
+                await self._ends.wait()
             return web.Response(headers={"ETag": '"part"'})
         if "uploadId" in query:
             body = b"".join(part for _, part in sorted(self._uploads.pop(query["uploadId"]).items()))
         elif self.stalls:
             self.stalled.set()
-            await asyncio.sleep(60)
+            await self._ends.wait()
         self.writes += 1
         objects[key] = body
         done = "<CompleteMultipartUploadResult><ETag>whole</ETag></CompleteMultipartUploadResult>"
@@ -163,4 +170,6 @@ def _error(status: int, code: str) -> web.Response:
 
 
 def _xml(text: str, status: int = 200) -> web.Response:
-    return web.Response(status=status, text=f'<?xml version="1.0" encoding="UTF-8"?>{text}', content_type="application/xml")
+    return web.Response(
+        status=status, text=f'<?xml version="1.0" encoding="UTF-8"?>{text}', content_type="application/xml"
+    )
