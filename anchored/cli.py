@@ -92,7 +92,7 @@ def _run_folder(text: str) -> Path:
     if is_address(text):
         # the rest of it may hold a login
         raise typer.BadParameter(
-            f"--out {text.partition(':')[0]}://...: a run folder lies on a disk of this machine, for SQLite's sake; "
+            f"{text.partition(':')[0]}://...: a run folder lies on a disk of this machine, for SQLite's sake; "
             "create.copy_to copies the finished pairs to an address"
         )
     return Path(text)

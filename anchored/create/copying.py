@@ -31,7 +31,7 @@ def copy_pairs(run: Run, copy_to: str, progress: Progress) -> None:
     except DataError as error:
         raise Stopped(
             f"create: the pairs are made and stay in {run.folder}, but are not copied: {error}; the same command "
-            "copies them, or goes on without where create.copy_to is null"
+            "copies them, and with create.copy_to=null it goes on without"
         ) from None
     run.note_copy(copy_to, whole=True)
     progress.note(f"create: pairs.parquet, held_out.parquet and refused.parquet are copied to {folder}")
