@@ -132,9 +132,17 @@ def changes(run: Run, recipe: Recipe) -> list[Change]:
 
 
 def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of resolved settings those that change what comes out of a run, by dotted key; not its versions."""
+    """Of resolved settings those that change what comes out of a run, by dotted key; not its versions.
+
+    Those that an older version did not know are as they are by default.
+    """
     free = _how_only(Recipe)
-    leaves = _leaves({name: value for name, value in settings.items() if name != "versions"})
+    known = {name: value for name, value in settings.items() if name != "versions"}
+    try:
+        known = Recipe.model_validate(known).model_dump(mode="json")
+    except ValidationError:  # it has what this version does not know
+        pass
+    leaves = _leaves(known)
     return {key: value for key, value in leaves if free.isdisjoint(_sections(key))}
 
 

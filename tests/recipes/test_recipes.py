@@ -194,3 +194,17 @@ def test_what_shapes_a_run_leaves_out_how_it_is_done_and_the_versions(tmp_path: 
     assert settings["create.method"] == "clair"
     how = ("train.device", "train.threads", "create.team.0.concurrency", "create.team.1.base_url", "create.budget_usd")
     assert settings.keys().isdisjoint({*how, "versions.python"})
+
+
+def test_a_run_of_a_version_without_a_setting_goes_on_with_its_default(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("policy: {model: m}\nevaluate: {benchmarks: [gsm8k], judge: {model: j}}\n")
+    run = Run(tmp_path / "run")
+    recipes.write(run, recipes.load(recipe))
+    older = run.read_recipe() or {}
+    del older["evaluate"]["lm_eval"], older["evaluate"]["judge"]["tries"]
+    run.recipe.write_text(yaml.safe_dump(older))
+    run.scores.write_text("{}\n")
+    assert recipes.changes(run, recipes.load(recipe)) == []
+    [change] = recipes.changes(run, recipes.load(recipe, ["evaluate.lm_eval.fewshot=3"]))
+    assert (change.key, change.before, change.now) == ("evaluate.lm_eval.fewshot", None, 3)
