@@ -130,8 +130,8 @@ def _score_tiles(contents: Contents) -> list[Tile]:
 
 
 def _standing(board: Scoreboard, score: Score) -> str:
-    change, shared = board.change(score.checkpoint, None), board.shared(None)
-    over = f" over {shared:,} shared items" if shared and shared < board.items(None) else ""
+    change = board.change(score.checkpoint, None)
+    over = f" over {board.shared:,} shared items" if board.shared else ""
     gained = f"{signed(change)} points{over}\n" if change is not None else ""
     return f"{gained}{_interval(score)}\n{score.checkpoint}"
 
