@@ -10,6 +10,7 @@ import difflib
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -138,10 +139,8 @@ def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     free = _how_only(Recipe)
     known = {name: value for name, value in settings.items() if name != "versions"}
-    try:
+    with suppress(ValidationError):  # it may have what this version does not know
         known = Recipe.model_validate(known).model_dump(mode="json")
-    except ValidationError:  # it has what this version does not know
-        pass
     leaves = _leaves(known)
     return {key: value for key, value in leaves if free.isdisjoint(_sections(key))}
 

@@ -47,7 +47,7 @@ class AlpacaEval(Benchmark):
             )
         self._data = read_data(settings.data)
         self.version = self._data.version
-        self._settings, self._frame = settings, Frame(settings)
+        self._settings, self._frame = settings, Frame(settings, evaluation.seed)
         self._items = tuple(
             Item(str(place), user_prompt(one.text), one.dataset or "other")
             for place, one in enumerate(self._data.instructions)

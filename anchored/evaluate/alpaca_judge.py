@@ -122,8 +122,9 @@ async def judge(
 class Frame:
     """The judge's prompt, and how it is asked."""
 
-    def __init__(self, settings: AlpacaJudging) -> None:
-        self._settings = settings
+    def __init__(self, settings: AlpacaJudging, seed: int = 0) -> None:
+        """`seed` draws verdicts, where the temperature is above 0."""
+        self._settings, self._seed = settings, seed
         template = load(settings.prompt)
         self._by_mark = bool({*SLOT.findall(template)} & {*MARK_SLOTS})
         self._slots = MARK_SLOTS if self._by_mark else SLOTS
@@ -142,7 +143,7 @@ class Frame:
         slots = dict(zip(self._slots, map(self._quoted, (instruction.text, *shown)), strict=True))
         messages = (self._message(role, text, slots) for role, text in self._turns)
         sampling, told = self._settings, 0 if self._by_mark else self._settings.top_logprobs
-        return Request(tuple(messages), sampling.temperature, 1.0, sampling.max_tokens, index, top_logprobs=told)
+        return Request(tuple(messages), sampling.temperature, 1.0, sampling.max_tokens, index, self._seed, told)
 
     def read(self, reply: Reply, instruction: Instruction) -> Verdict:
         """The verdict of a reply about an answer to an instruction."""

@@ -60,7 +60,6 @@ class MixEvalHard(Benchmark):
             f"temperature {settings.temperature:g}",
             f"top_p {settings.top_p:g}" if settings.top_p != 1 else "",
             f"max_tokens {settings.max_tokens}",
-            f"seed {self._seed}" if settings.temperature else "",
             "plain letters read without it" if mixeval.read_letters else "",
             "at random without a verdict" if mixeval.without_verdict == "random" else "",
         ]
