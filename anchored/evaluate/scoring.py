@@ -125,6 +125,11 @@ class Scoring:
         name = part.view.name, part.category
         if name not in self._together:
             self._together[name] = self._estimate(part, self.models.own)
+            if self.models.trained and part.category is None and not part.graded(self.models.own):
+                self.failures.append(
+                    f"no {part.view.name} change: of {len(part.items)} items none has a grade of the starting model "
+                    "and of every checkpoint"
+                )
         return self._together[name]
 
     def improvements(self) -> list[dict[str, Any]]:

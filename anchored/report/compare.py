@@ -34,6 +34,8 @@ SHOWN_OTHERWISE = {*SEEDS, *_ROW_NAMES}
 """Settings that are told by a row's own columns or by a run's seeds."""
 _OF_EVALUATION = ("evaluate.sample.", "evaluate.checkpoints")
 """What of an evaluation's settings makes other scores under the same benchmark, version and judge."""
+_OF_BENCHMARKS = {"evaluate.alpaca.ask_again": "alpaca-eval", "evaluate.lm_eval.max_tokens": "lm-eval"}
+"""The same, where the benchmark is used or one whose version begins so."""
 _SAY_LITTLE = {"data", "name", "model", "prompt", "seed", "temperature", "top_p", "max_tokens", "serve", "held_out"}
 _ABSENT = "-"
 _MOST_NAMED = 4
@@ -124,6 +126,8 @@ class Entry:
     def _is_used(self, key: str) -> bool:
         if key.startswith("create."):
             return not self.contents.setting("train.data") and not key.startswith(self._idle_roles)
+        if (of := _OF_BENCHMARKS.get(key)) is not None:
+            return any(of == board.benchmark or board.version.startswith(of) for board in self.contents.boards)
         return key in SEEDS or not key.startswith("evaluate.") or key.startswith(_OF_EVALUATION)
 
 

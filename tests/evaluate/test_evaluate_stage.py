@@ -139,6 +139,24 @@ def test_an_empty_answer_has_a_length_and_one_that_could_not_be_had_has_none(tmp
     assert [row["answer"] for row in rows] == ["yes", "yes", "yes", None]
 
 
+def test_models_that_share_no_graded_item_have_no_change_and_it_is_said(tmp_path: Path) -> None:
+    asked = write_questions(tmp_path / "asked.jsonl", *(f"question {number}" for number in range(4)))
+
+    def fails_at(*numbers: int) -> Callable[[str], str]:
+        def say(text: str) -> str:
+            if int(text.split()[-1]) in numbers:
+                raise ReplyError("too long")
+            return "yes"
+
+        return say
+
+    summary = run_stage(tmp_path / "run", [asked], {"start": fails_at(0, 1), "epoch-01": fails_at(2, 3)})
+    assert summary["improvement"] == []
+    [told] = summary["not_scored"]["asked"]
+    assert told.startswith("no exact-match change: of 4 items none has a grade of the starting model")
+    assert {row["n"] for row in read_lines(Run(tmp_path / "run").scores)} == {2}
+
+
 def test_the_benchmark_that_chooses_has_to_be_one_of_them(tmp_path: Path) -> None:
     asked = write_questions(tmp_path / "asked.jsonl", "question 1")
     with pytest.raises(EvaluationError, match=r"evaluate\.select\.on: 'other' is none of the benchmarks.* asked"):

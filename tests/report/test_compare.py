@@ -234,6 +234,26 @@ def test_settings_of_stages_and_roles_that_a_run_does_not_use_make_no_row(tmp_pa
     assert rows == {"pairs · dpo": ["a", "b"], "clair · dpo": ["c", "d"]}
 
 
+def test_what_a_benchmark_is_asked_with_makes_rows_where_it_is_asked(tmp_path: Path) -> None:
+    ways = {"short": 256, "long": 1024}
+    rows = {}
+    for version in ("lm-eval 0.4.13, version 3", "v1"):
+        runs = [
+            known_run(
+                tmp_path / version / name,
+                recipe("clair", "dpo", train__seed=most, evaluate__lm_eval={"max_tokens": most}),
+                plain_grades(0.4, 0.1, seed=most),
+                version=version,
+            )
+            for name, most in ways.items()
+        ]
+        rows[version] = [row.name for row in compared(*runs).rows]
+    assert rows == {
+        "lm-eval 0.4.13, version 3": ["clair · dpo · lm_eval.max_tokens=256", "clair · dpo · lm_eval.max_tokens=1024"],
+        "v1": ["clair · dpo"],
+    }
+
+
 def test_a_section_that_only_some_have_is_named_once(tmp_path: Path) -> None:
     lora = {"rank": 16, "alpha": 32.0}
     settings = {
