@@ -78,6 +78,8 @@ class Estimate:
         whole = interval(float(self.values[of] - self.values[0]), distance)
         if not self.known or whole.low <= 0:
             return None
+        # fewer than 1 in 40 resamples have no such distance
+        distance = np.where(distance > 0, distance, np.nan)
         come = self.resampled[:, model] - self.resampled[:, 0]
         return interval(100 * float((self.values[model] - self.values[0]) / whole.value), 100 * come / distance)
 

@@ -115,6 +115,11 @@ def test_a_gap_that_may_be_none_has_no_share(tmp_path: Path) -> None:
     [row] = run_stage(tmp_path / "clear", [asked], answers)["stronger"]
     assert row["closed"]["epoch-01"]["value"] == pytest.approx(25)
     assert 0 < row["closed"]["epoch-01"]["low"] < 25 < row["closed"]["epoch-01"]["high"] < 60
+    # 4 of 40, which 1 or 2 in 100 resamples leave out: what is come of nothing is no share
+    answers[STRONGER] = right_at(*range(24))
+    [row] = run_stage(tmp_path / "narrow", [asked], answers)["stronger"]
+    assert row["gap"]["low"] > 0
+    assert np.isfinite([*row["closed"]["epoch-01"].values()]).all()
     # one that is surely worse is no aim
     answers[STRONGER] = right_at()
     [row] = run_stage(tmp_path / "worse", [asked], answers)["stronger"]
