@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -37,7 +37,7 @@ _FRAME = re.compile(
     r'"""\s*[,}]|model_identifier|## (?:Model Outputs|Best Model Identifier)|<\|im_(?:start|end)\|>', re.I
 )
 _QUOTES = '"""'
-_REPEATED = 0.05
+_REPEATED = _RARE = 0.05
 FRAMED, EMPTY = "holds pieces of the judge's prompt", "empty"
 _TREATED = {
     SPEAKS_TO_JUDGE: "speak to the judge; they were judged as they are",
@@ -100,7 +100,7 @@ async def judge(
     if len(failures) == len(verdicts):
         raise EvaluationError(f"{chat.name} gave no verdict on any answer of {outputs.generator}; first: {failures[0]}")
     read_by = Counter(verdict.read_by for verdict in verdicts if verdict.read_by)
-    fingerprint = frame.fingerprint(chat, read_by)
+    fingerprint = frame.fingerprint(chat, read_by.elements())
     return Judged(
         tuple(
             annotation(
@@ -186,8 +186,8 @@ class Frame:
             return None if mark is None else float(mark), BY_TEXT
         return from_text(said), BY_TEXT
 
-    def fingerprint(self, chat: Chat, read_by: Collection[str]) -> str:
-        """Model, prompt, sampling, and how its verdicts were read."""
+    def fingerprint(self, chat: Chat, read_by: Iterable[str]) -> str:
+        """Model, prompt, sampling, and how its verdicts were read; `read_by` says it of each."""
         sampling = self._settings
         facts = [
             chat.fingerprint,
@@ -241,8 +241,10 @@ def repeated(answers: Sequence[str]) -> list[str]:
     return [f"one answer is given to {count} of {len(answers)} instructions: {' '.join(text.split())[:60]!r}"]
 
 
-def _reading(read_by: Collection[str]) -> str:
-    return " and ".join(way for way in (BY_LOGPROBS, BY_TEXT) if way in read_by) or "nobody"
+def _reading(read_by: Iterable[str]) -> str:
+    """The ways; one that is rare is chance, and makes no other judge."""
+    counts = Counter(way for way in read_by if way in (BY_LOGPROBS, BY_TEXT))
+    return " and ".join(way for way in sorted(counts) if counts[way] > _RARE * counts.total()) or "nobody"
 
 
 def annotation(

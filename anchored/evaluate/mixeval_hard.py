@@ -84,7 +84,7 @@ class MixEvalHard(Benchmark):
         await ask_judge(judge, questions, self._judge.tries, reminder, grade)
         found = [grade for grade in grades if grade is not None]
         if self._settings.without_verdict == "leave-out":
-            check_failures(self.name, self._judge.model, found, self._judge.most_failed)
+            check_failures(self.name, self._judge, found)
         return found
 
     def _question(self, answer: Answered) -> Question[float | str]:
