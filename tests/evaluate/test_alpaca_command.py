@@ -13,6 +13,7 @@ from test_mixeval_command import trained
 
 from anchored import pipeline
 from anchored import recipe as recipes
+from anchored.llm.settings import EndpointSettings
 from anchored.pipeline import Plan, execute
 from anchored.runs import read_lines
 
@@ -63,9 +64,12 @@ def test_a_run_is_judged_against_the_baseline_and_measured_against_a_stronger_mo
 def test_judges_at_one_endpoint_share_its_limits(tmp_path: Path, server: FaultServer, monkeypatch: Any) -> None:
     opened: list[str] = []
     open_them = pipeline.open_endpoints
-    monkeypatch.setattr(
-        pipeline, "open_endpoints", lambda one, **how: opened.append(one.model) or open_them(one, **how)
-    )
+
+    def noted(one: EndpointSettings, **how: Any) -> Any:
+        opened.append(one.model)
+        return open_them(one, **how)
+
+    monkeypatch.setattr(pipeline, "open_endpoints", noted)
     run, judge = trained(tmp_path / "run"), {"model": "judge", "base_url": server.base_url, "key_env": None}
     server.always = rules(lambda asked: likes_digits(asked) if QUOTED.search(asked) else fair(asked))
     evaluation: dict[str, Any] = {
