@@ -96,6 +96,8 @@ class Stratum:
     """Which cluster each is in, from 0 on."""
     count: int
     """Clusters that are drawn from, those without any grade included."""
+    place: int = 0
+    """Among all strata, those without any grade included: each has draws of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +135,14 @@ def design(
     present = [name for name, inside in members.items() if (inside & has_grade).any()]
     total = sum(int(members[name].sum()) for name in present)
     found = []
-    for name in present:
+    for stratum, name in enumerate(members):
+        if name not in present:
+            continue
         places = np.flatnonzero(members[name]).tolist()
         numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters[place] for place in places))}
         kept = [place for place in places if has_grade[place]]
         numbered = np.array([numbers[clusters[place]] for place in kept])
-        found.append(Stratum(len(places) / total, place_of[kept], numbered, len(numbers)))
+        found.append(Stratum(len(places) / total, place_of[kept], numbered, len(numbers), stratum))
     return Design(tuple(found), decimals)
 
 
@@ -157,8 +161,8 @@ def resampled_scores(
 ) -> Float[ndarray, "resamples rows"]:
     """Scores of each row over resampled clusters; the rows share each draw."""
     total = np.zeros((resamples, len(grades)))
-    for place, stratum in enumerate(how.strata):
-        drawn = draws(stratum.count, resamples, seed, place)
+    for stratum in how.strata:
+        drawn = draws(stratum.count, resamples, seed, stratum.place)
         sums = np.zeros((len(grades), stratum.count))
         np.add.at(sums.T, stratum.clusters, grades[:, stratum.items].T)
         sizes = drawn @ np.bincount(stratum.clusters, minlength=stratum.count)
