@@ -93,6 +93,7 @@ class Desk:
         self.filters = settings.active_filters()
         self._chats = chats
         self._endpoints = settings.endpoints()
+        self._prices = settings.prices()
         self._templates = templates(settings)
         filters.check(self.filters)
         self.answers = {name: AnswerFile(source, name) for name, source in settings.answers.items()}
@@ -206,10 +207,10 @@ class Desk:
             reply = await self._chats[role].reply(request)
         except ReplyError as error:
             return check(error, whose)
-        bill, usage, endpoint = _BILL.get(), reply.usage, self._endpoints.get(role)
+        bill, usage = _BILL.get(), reply.usage
         bill.used.setdefault(role, Used()).add(Used(1, usage.prompt_tokens, usage.completion_tokens))
-        if endpoint and endpoint.price:
-            bill.usd += usage_cost(endpoint.price, reply.usage)
+        if price := self._prices.get(role):
+            bill.usd += usage_cost(price, usage)
         return check(reply, whose)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from anchored.create.filters import Chosen, choose, schema, spelt
-from anchored.llm.settings import BatchSettings, EndpointSettings, SampleSettings, Sampling
+from anchored.llm.settings import BatchSettings, EndpointSettings, Price, SampleSettings, Sampling
 from anchored.settings import Settings
 from anchored.teachers import DECIDING, OFF_POLICY, TEAM, teachers
 
@@ -188,6 +188,11 @@ class CreateSettings(Settings):
                     f"budget_usd is {self.budget_usd:g}, but what {endpoint.model} costs is not known; give the "
                     f"{role} of {self.method} its price: {{input: ..., output: ...}}, in USD per million tokens"
                 )
+        if self.budget_usd is not None and self.asks_policy and self.sample.key_env and self.sample.price is None:
+            raise ValueError(
+                f"budget_usd is {self.budget_usd:g}, but what the policy costs at {self.sample.base_url} is not known; "
+                "give sample its price: {input: ..., output: ...}, in USD per million tokens, 0 where it is free"
+            )
         return self
 
     @model_validator(mode="after")
@@ -214,6 +219,11 @@ class CreateSettings(Settings):
         if self.method == OFF_POLICY:
             asked |= {candidate_role(place): one for place, one in enumerate(self.candidates)}
         return asked
+
+    def prices(self) -> dict[str, Price]:
+        """What whoever is asked costs, by its role, the policy's included; nobody whose price is not known."""
+        found = {role: one.price for role, one in self.endpoints().items() if one.price}
+        return found | ({POLICY: self.sample.price} if self.asks_policy and self.sample.price else {})
 
     def key_variables(self) -> set[str]:
         """The environment variables that hold keys of the endpoints."""

@@ -90,8 +90,8 @@ class AlpacaEval(Benchmark):
         again = [row for name, row in rows.items() if name.endswith(_AGAIN) and row.grades]
         if not kept:
             return self._data.notes
-        answered = [Answered(row.item, row.answer) for row in [*kept, *again]]
-        notes = [*self._data.notes, *repeated([row.answer for row in kept])]
+        answered = [row.answered for row in [*kept, *again]]
+        notes = [*self._data.notes, *repeated([one.text for one in answered[: len(kept)]])]
         if again:
             notes.append(f"length control includes {len(again)} judged answers that were asked for at another length")
         if warning := overlap_of(self._gaps(answered)).warning:
@@ -109,7 +109,7 @@ class AlpacaEval(Benchmark):
             (
                 annotation(
                     self._instruction(row.item),
-                    row.answer,
+                    row.answered.text,
                     1 + row.grades[WIN_RATE] if row.grades else None,
                     row.grade.raw["completion"],
                     (self._data.baseline, model, self._judge.model),
@@ -160,7 +160,7 @@ class AlpacaEval(Benchmark):
         kept: list[tuple[int, Graded]] = [*((place, rows[item.id]) for place, item in enumerate(items)), *again]
         return JudgedRows(
             np.array([1 + row.grades[WIN_RATE] for _, row in kept if row.grades]),
-            self._gaps([Answered(row.item, row.answer) for _, row in kept]),
+            self._gaps([row.answered for _, row in kept]),
             self._data.difficulty[[self._place(row.item) for _, row in kept]],
             np.array([place for place, _ in kept]) if again else None,
         )

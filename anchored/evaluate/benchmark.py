@@ -64,15 +64,21 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """One item with a model's answer and its grade; an answer that could not be had has no grades."""
+    """One item with a model's answer and its grade."""
 
     item: Item
-    answer: str
+    answer: str | None
+    """None where none could be had, which has no grades either, or where likelihoods are the answer."""
     grade: Grade
 
     @property
     def grades(self) -> dict[str, float] | None:
         return self.grade.grades
+
+    @property
+    def answered(self) -> Answered:
+        assert self.answer is not None, "only what was answered is graded"
+        return Answered(self.item, self.answer)
 
 
 Rows = Mapping[str, Graded]

@@ -151,7 +151,7 @@ class Harness(Examining):
         name = item_id(self._tasks, task, place)
         item = self._items.setdefault(name, _item(name, task, samples[0]))
         if failure := lm.failures.get((task, place)):
-            return Graded(item, "", Grade(None, failure, remarks=(NO_ANSWER,)))
+            return Graded(item, None, Grade(None, failure, remarks=(NO_ANSWER,)))
         grades = {view: one.grades[name] for view, one in found.measures.items() if name in one.grades}
         answer, notes = _answer(samples)
         cut = lm.cut.get((task, place))
@@ -241,12 +241,12 @@ def _item(name: str, task: str, sample: Mapping[str, Any]) -> Item:
     return Item(name, Prompt(messages, prompt_id(messages)), task, cluster=asked)
 
 
-def _answer(samples: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+def _answer(samples: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[str]]:
     """A question's answer, and what filters made of it or which ending is the likeliest."""
     replies = [repeats[0] for repeats in samples[0]["resps"]]
     if not isinstance(replies[0], str):
         likeliest = int(np.argmax([likelihood for likelihood, _ in replies]))
-        return "", [f"likeliest: {samples[0]['arguments'][likeliest][1].strip()!r}"]
+        return None, [f"likeliest: {samples[0]['arguments'][likeliest][1].strip()!r}"]
     made = {sample["filter"]: one_line(str(sample["filtered_resps"][0])) for sample in samples}
     return replies[0], [
         f"{name}: {text[:_SHOWN]}" for name, text in made.items() if text != one_line(replies[0]) and name != "none"

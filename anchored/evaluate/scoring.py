@@ -206,11 +206,8 @@ class Scoring:
         """By how many characters each checkpoint's answers are longer than the start's to the same items."""
         changes = {}
         for name, rows in zip(self.models.trained, self.models.checkpoints, strict=True):
-            both = [
-                (len(rows[item.id].answer), len(self.models.start[item.id].answer))
-                for item in self.benchmark.items()
-                if item.id in rows and rows[item.id].answer and self.models.start[item.id].answer
-            ]
+            after, before = (_lengths(self.benchmark, model) for model in (rows, self.models.start))
+            both = [(after[name], before[name]) for name in after if name in before]
             if both:
                 changes[name] = asdict(_mean_change(np.array(both, dtype=float), self._how))
         return changes
@@ -243,8 +240,14 @@ class Scoring:
 
 def mean_length(benchmark: Benchmark, rows: Rows) -> float | None:
     """Mean characters per answer of a model; None where it gave none."""
-    texts = [row.answer for item in benchmark.items() if (row := rows.get(item.id)) and row.answer]
-    return sum(map(len, texts)) / len(texts) if texts else None
+    lengths = _lengths(benchmark, rows)
+    return sum(lengths.values()) / len(lengths) if lengths else None
+
+
+def _lengths(benchmark: Benchmark, rows: Rows) -> dict[str, int]:
+    """By the item's id, the characters of what was answered; an empty answer has 0."""
+    answered = ((item.id, rows[item.id].answer) for item in benchmark.items() if item.id in rows)
+    return {name: len(text) for name, text in answered if text is not None}
 
 
 def _grade(rows: Rows, item: Item, view: View) -> float:

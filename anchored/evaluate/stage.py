@@ -33,8 +33,9 @@ from anchored.evaluate.benchmark import (
 from anchored.evaluate.scoring import Models, Resampling, Scoring, mean_length
 from anchored.evaluate.settings import EvaluateSettings
 from anchored.llm.ask import ask_all
-from anchored.llm.chat import Chat, Reply, Request
+from anchored.llm.chat import Chat, Reply
 from anchored.llm.money import Money, dollars
+from anchored.llm.settings import Sampling
 from anchored.progress import Progress
 from anchored.records import STRONGER, Score
 from anchored.runs import Run, write_lines, written_aside
@@ -163,22 +164,19 @@ async def _answer(
     chat: Chat, benchmark: Benchmark, checkpoint: Checkpoint, settings: EvaluateSettings, progress: Progress
 ) -> list[_Answer]:
     task = f"{benchmark.name}: {checkpoint.name}"
-    answers = await _ask(chat, benchmark.items(), task, settings, progress)
+    sample = (settings.stronger if checkpoint.name == STRONGER else None) or settings.sample
+    answers = await _ask(chat, benchmark.items(), task, sample, settings.seed, progress)
     if all(isinstance(answer.reply, ReplyError) for answer in answers):
         raise EvaluationError(f"{task}: no item got an answer; the first one: {answers[0].reply}")
     if more := benchmark.more_items(_answered(answers)):
-        answers += await _ask(chat, more, f"{task}, asked again", settings, progress)
+        answers += await _ask(chat, more, f"{task}, asked again", sample, settings.seed, progress)
     return answers
 
 
 async def _ask(
-    chat: Chat, items: Sequence[Item], task: str, settings: EvaluateSettings, progress: Progress
+    chat: Chat, items: Sequence[Item], task: str, sample: Sampling, seed: int, progress: Progress
 ) -> list[_Answer]:
-    sample = settings.sample
-    requests = [
-        Request(item.prompt.messages, sample.temperature, sample.top_p, sample.max_tokens, seed=settings.seed)
-        for item in items
-    ]
+    requests = [sample.request(item.prompt.messages, seed=seed) for item in items]
     progress.start(task, len(items))
     replies = await ask_all(chat, requests, on_reply=lambda _index, _reply: progress.advance(task))
     progress.finish(task)
@@ -218,7 +216,7 @@ def _note_remarks(benchmark: Benchmark, checkpoint: Checkpoint, rows: Rows, prog
 def _graded(answer: _Answer, grades: Iterator[Grade]) -> Graded:
     item, reply = answer.item, answer.reply
     if isinstance(reply, ReplyError):
-        return Graded(item, "", Grade(None, str(reply), remarks=(NO_ANSWER,)))
+        return Graded(item, None, Grade(None, str(reply), remarks=(NO_ANSWER,)))
     grade = next(grades)
     if reply.finish_reason != "stop":
         note = "; ".join(filter(None, (f"finish_reason {reply.finish_reason}", grade.note)))
@@ -275,10 +273,12 @@ def _conclude(
     write_lines(run.scores, map(asdict, scores))
     _write_resamples(run, every, own)
 
+    nothing = (None, [], {})
+
     def told(what: Callable[[Benchmark, Rows], Any]) -> dict[str, dict[str, Any]]:
         names = [checkpoint.name for checkpoint in in_order]
         return {
-            one.name: {name: value for name in names if (value := what(one, graded[one.name, name]))}
+            one.name: {name: value for name in names if (value := what(one, graded[one.name, name])) not in nothing}
             for one in benchmarks
         }
 

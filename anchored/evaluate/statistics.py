@@ -72,11 +72,11 @@ class Estimate:
     def share(self, model: int, of: int) -> Interval | None:
         """Which percentage of the distance from the first model to model `of` another one has come.
 
-        None where that distance may as well be none or of the other sign: a share of it means nothing then.
+        None where that distance may as well be none, or is below 0: a share of it means nothing then.
         """
         distance = self.resampled[:, of] - self.resampled[:, 0]
         whole = interval(float(self.values[of] - self.values[0]), distance)
-        if not self.known or whole.low <= 0 <= whole.high:
+        if not self.known or whole.low <= 0:
             return None
         come = self.resampled[:, model] - self.resampled[:, 0]
         return interval(100 * float((self.values[model] - self.values[0]) / whole.value), 100 * come / distance)

@@ -17,7 +17,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from anchored.records import STRONGER, Score
 from anchored.report.scoreboard import Scoreboard
+from anchored.report.tables import signed
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -76,16 +78,18 @@ def held_out_charts(trajectories: Lines) -> list[Chart]:
 
 
 def score_chart(board: Scoreboard, number: int) -> Chart:
-    """The score of each checkpoint with its interval, from the starting model on, whose level is drawn through."""
-    scores = board.whole
+    """The score of each checkpoint with its interval; through it the levels of the start and of a stronger model."""
+    scores = [score for score in board.whole if score.checkpoint != STRONGER]
     points = {
         "type": "scatter",
         "mode": "lines+markers",
         "name": "checkpoint",
         "x": [score.step for score in scores],
         "y": [score.score for score in scores],
-        "customdata": [[_label(score.checkpoint), score.low, score.high] for score in scores],
-        "hovertemplate": "%{customdata[0]}: %{y:.1f} (%{customdata[1]:.1f} to %{customdata[2]:.1f})<extra></extra>",
+        "customdata": [[_label(score.checkpoint), score.low, score.high, _gained(board, score)] for score in scores],
+        "hovertemplate": (
+            "%{customdata[0]}: %{y:.1f} (%{customdata[1]:.1f} to %{customdata[2]:.1f})%{customdata[3]}<extra></extra>"
+        ),
         "error_y": {
             "type": "data",
             "symmetric": False,
@@ -99,12 +103,35 @@ def score_chart(board: Scoreboard, number: int) -> Chart:
         "marker": {"size": 7},
     }
     layout = _layout(_STEP, "score, percent")
-    start = board.start
+    traces = [points]
+    start, stronger = board.start, board.get(STRONGER, None)
+    levels = [score for score in (start, stronger) if score]
+    if levels:
+        layout["annotations"] = [_level_label(f"{level.checkpoint} {level.score:.1f}", level.score) for level in levels]
+        layout["margin"] = {"r": 82 if stronger is None else 104}
     if start:
         layout["shapes"] = [_level(start.score)]
-        layout["annotations"] = [_level_label(f"start {start.score:.1f}", start.score)]
-        layout["margin"] = {"r": 82}
-    return Chart(f"scores-{number}", "Score by checkpoint, with 95 % intervals", [points], layout)
+    if stronger:  # as a line of its own, the axis reaches to it
+        traces.append(_reached(stronger, [scores[0].step, scores[-1].step]))
+    return Chart(f"scores-{number}", "Score by checkpoint, with 95 % intervals", traces, layout)
+
+
+def _gained(board: Scoreboard, score: Score) -> str:
+    change = board.change(score.checkpoint, None)
+    return "" if change is None else f", {signed(change)} points on the start"
+
+
+def _reached(stronger: Score, steps: list[int]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": stronger.checkpoint,
+        "x": steps,
+        "y": [stronger.score, stronger.score],
+        "hovertemplate": f"{stronger.checkpoint}: {stronger.score:.1f} ({stronger.low:.1f} to {stronger.high:.1f})"
+        "<extra></extra>",
+        "line": {"color": "var(--muted)", "width": 1.4, "dash": "dot"},
+    }
 
 
 def histogram(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
@@ -130,15 +130,11 @@ class Contents:
         scores = _scores(self.run.scores)
         if odd := next((one for one in scores if not all(map(math.isfinite, (one.score, one.low, one.high)))), None):
             raise DataError(f"{self.run.scores}: {odd.checkpoint} has a score that is no number; evaluate again")
-        return scoreboards(scores)
+        return scoreboards(scores, self.evaluated)
 
     @cached_property
     def evaluated(self) -> Evaluated:
         return read_evaluated(self.summary("evaluate"), self.run.folder / "stages/evaluate.json")
-
-    @property
-    def improvements(self) -> Sequence[Mapping[str, Any]]:
-        return self.summary("evaluate").get("improvement", ())
 
     @property
     def remarks(self) -> Mapping[str, Mapping[str, Mapping[str, int]]]:

@@ -94,10 +94,6 @@ class Evaluated:
         """The checkpoints of training, in order."""
         return tuple(name for name in self.checkpoints if name not in (START, STRONGER))
 
-    def gain(self, benchmark: str, view: str, category: str | None = None) -> Gain | None:
-        wanted = (benchmark, view, category)
-        return next((one for one in self.improvement if (one.benchmark, one.view, one.category) == wanted), None)
-
     def chosen_for(self, benchmark: str, view: str) -> Chosen | None:
         """The first that says how chosen checkpoints do on a benchmark."""
         return next((one for one in self.chosen if (one.benchmark, one.view) == (benchmark, view)), None)

@@ -7,7 +7,7 @@ import statistics
 from anchored.records import START
 from anchored.report.evaluated import Evaluated, Interval
 from anchored.report.scoreboard import Scoreboard
-from anchored.report.tables import Table, characters, signed
+from anchored.report.tables import Table, characters, signed, with_interval
 
 
 def evaluation_tables(evaluated: Evaluated) -> list[Table]:
@@ -23,7 +23,7 @@ def chosen_table(evaluated: Evaluated) -> Table:
             f"{one.benchmark} · {one.view}",
             one.on,
             ", ".join(one.checkpoints),
-            gain(one.gain),
+            with_interval(one.gain),
             f"{one.n:,}",
             f"{one.left_out:,}",
         )
@@ -75,7 +75,7 @@ def stronger_table(evaluated: Evaluated) -> Table:
             (
                 f"{one.benchmark} · {one.view}",
                 one.model,
-                gain(one.gap),
+                with_interval(one.gap),
                 f"{_share(known[best])} ({best})" if best else "no gap to speak of",
                 f"{_share(known[last])} ({last})" if last in known else "",
             )
@@ -94,19 +94,20 @@ def notes_table(evaluated: Evaluated) -> Table:
     for benchmark, found in evaluated.notes.items():
         for text in dict.fromkeys(text for texts in found.values() for text in texts):
             named = [checkpoint for checkpoint, texts in found.items() if text in texts]
-            rows.append((benchmark, ", ".join(named) if len(named) < len(evaluated.checkpoints) else "all", text))
+            everybody = len(named) > 1 and len(named) == len(evaluated.checkpoints)
+            rows.append((benchmark, "all" if everybody else ", ".join(named), text))
     rows += [(benchmark, "", text) for benchmark, texts in evaluated.not_scored.items() for text in texts]
     return Table("Before you trust these scores", ("benchmark", "checkpoint", "note"), tuple(rows))
 
 
-def breakdown_table(board: Scoreboard, evaluated: Evaluated) -> Table:
+def breakdown_table(board: Scoreboard) -> Table:
     """By category, the starting model and the best checkpoint, each with its interval (the paper's Table 4)."""
     best = board.best
     rows = []
     for category in board.categories if best else ():
         before, after = board.get(START, category), board.get(best.checkpoint, category) if best else None
         if before and after:
-            found = evaluated.gain(board.benchmark, board.view, category)
+            found = board.gains.get(category)
             change = found.changes.get(after.checkpoint) if found else None
             rows.append(
                 (
@@ -114,7 +115,7 @@ def breakdown_table(board: Scoreboard, evaluated: Evaluated) -> Table:
                     f"{after.n:,}",
                     f"{before.score:.1f} [{before.low:.1f}, {before.high:.1f}]",
                     f"{after.score:.1f} [{after.low:.1f}, {after.high:.1f}]",
-                    gain(change) if change else signed(after.score - before.score),
+                    with_interval(change) if change else signed(board.change(after.checkpoint, category)),
                 )
             )
     return Table(
@@ -126,11 +127,6 @@ def breakdown_table(board: Scoreboard, evaluated: Evaluated) -> Table:
             "its overall score on these questions; a category of few questions shows little."
         ),
     )
-
-
-def gain(interval: Interval) -> str:
-    """A difference with its interval."""
-    return f"{signed(interval.value)} [{signed(interval.low)}, {signed(interval.high)}]"
 
 
 def _share(interval: Interval) -> str:

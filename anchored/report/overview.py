@@ -130,8 +130,9 @@ def _score_tiles(contents: Contents) -> list[Tile]:
 
 
 def _standing(board: Scoreboard, score: Score) -> str:
-    change = board.change(score.checkpoint, None)
-    gained = f"{signed(change)} points\n" if change is not None else ""
+    change, shared = board.change(score.checkpoint, None), board.shared(None)
+    over = f" over {shared:,} shared items" if shared and shared < board.items(None) else ""
+    gained = f"{signed(change)} points{over}\n" if change is not None else ""
     return f"{gained}{_interval(score)}\n{score.checkpoint}"
 
 

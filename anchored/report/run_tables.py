@@ -29,9 +29,9 @@ def run_tables(run: Run, stages: Collection[str]) -> list[Table]:
         for board in contents.boards:
             first.setdefault(board.benchmark, board)
         shown = [
-            row
-            for row in contents.improvements
-            if row["category"] is None and row["benchmark"] in first and row["view"] == first[row["benchmark"]].view
+            gain
+            for gain in contents.evaluated.improvement
+            if gain.category is None and gain.benchmark in first and gain.view == first[gain.benchmark].view
         ]
         tables += [*map(score_table, first.values()), improvement_table(shown)]
         tables += [*evaluation_tables(contents.evaluated), remarks_table(contents.remarks)]

@@ -1,4 +1,7 @@
-"""Lines of scores sorted for reading: one board per benchmark and view, checkpoints by step, categories by size."""
+"""Lines of scores sorted for reading: one board per benchmark and view, checkpoints by step, categories by size.
+
+A change on the starting model is the paired one where the evaluation tells it: over the items that all have grades for.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from anchored.records import START, STRONGER, Score
+from anchored.report.evaluated import Evaluated, Gain
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,6 +24,10 @@ class Scoreboard:
     categories: tuple[str | None, ...]
     """The whole first, then by number of items."""
     scores: Mapping[tuple[str, str | None], Score]
+    gains: Mapping[str | None, Gain]
+    """What the evaluation tells of the checkpoints' changes, by category."""
+    gap: float | None
+    """By how many points a stronger model is ahead of the starting model, paired."""
 
     @property
     def title(self) -> str:
@@ -40,12 +48,15 @@ class Scoreboard:
 
     @property
     def best(self) -> Score | None:
-        """The checkpoint with the highest score, the earliest of equals."""
-        return max(self.trained, key=lambda score: score.score, default=None)
+        """The checkpoint that gained most, else the one with the highest score; the earliest of equals."""
+        picked = self.get(self.gains[None].max_checkpoint, None) if None in self.gains else None
+        return picked or max(self.trained, key=lambda score: score.score, default=None)
 
     @property
     def judges(self) -> str:
-        return ", ".join(sorted({score.judge for score in self.whole if score.judge}))
+        """Of the run's own models."""
+        own = (score.judge for score in self.whole if score.checkpoint != STRONGER)
+        return ", ".join(sorted({judge for judge in own if judge}))
 
     def get(self, checkpoint: str, category: str | None) -> Score | None:
         return self.scores.get((checkpoint, category))
@@ -55,25 +66,49 @@ class Scoreboard:
         return max((score.n for (_, name), score in self.scores.items() if name == category), default=0)
 
     def change(self, checkpoint: str, category: str | None) -> float | None:
-        """Points gained on the starting model."""
+        """Points gained on the starting model: paired, or where that is not told the difference of both scores."""
         before, after = self.scores.get((START, category)), self.scores.get((checkpoint, category))
-        return after.score - before.score if before and after and checkpoint != START else None
+        if before is None or after is None or checkpoint == START:
+            return None
+        paired = self._paired(checkpoint, category)
+        return after.score - before.score if paired is None else paired
+
+    def shared(self, category: str | None) -> int | None:
+        """Items behind changes; None where it is not told."""
+        gain = self.gains.get(category)
+        return gain.n or None if gain else None
+
+    def _paired(self, checkpoint: str, category: str | None) -> float | None:
+        if checkpoint == STRONGER:
+            return self.gap if category is None else None
+        if (gain := self.gains.get(category)) is None:
+            return None
+        # older summaries tell of these two alone
+        told = {self.trained[-1].checkpoint: gain.last} if self.trained else {}
+        told |= {gain.max_checkpoint: gain.max, **gain.changes}
+        return told[checkpoint].value if checkpoint in told else None
 
 
-def scoreboards(scores: Iterable[Score]) -> list[Scoreboard]:
+def scoreboards(scores: Iterable[Score], evaluated: Evaluated | None = None) -> list[Scoreboard]:
     """Scores sorted into boards, in the order in which the benchmarks appear; a repeated line replaces the older."""
     boards: dict[tuple[str, str, str], dict[tuple[str, str | None], Score]] = {}
     for score in scores:
         cells = boards.setdefault((score.benchmark, score.version, score.view), {})
         cells[score.checkpoint, score.category] = score
-    return [_board(*key, cells) for key, cells in boards.items()]
+    return [_board(*key, cells, evaluated or Evaluated()) for key, cells in boards.items()]
 
 
-def _board(benchmark: str, version: str, view: str, cells: dict[tuple[str, str | None], Score]) -> Scoreboard:
+def _board(
+    benchmark: str, version: str, view: str, cells: dict[tuple[str, str | None], Score], evaluated: Evaluated
+) -> Scoreboard:
     steps = {checkpoint: score.step for (checkpoint, _), score in cells.items()}
     checkpoints = sorted(steps, key=lambda name: (name == STRONGER, name != START, steps[name], name))
     sizes: dict[str | None, int] = {}
     for (_, category), score in cells.items():
         sizes[category] = max(score.n, sizes.get(category, 0))
     categories = sorted(sizes, key=lambda name: (name is not None, -sizes[name], name or ""))
-    return Scoreboard(benchmark, version, view, tuple(checkpoints), tuple(categories), cells)
+    gains = {one.category: one for one in evaluated.improvement if (one.benchmark, one.view) == (benchmark, view)}
+    gaps = [one.gap.value for one in evaluated.stronger if (one.benchmark, one.view) == (benchmark, view)]
+    return Scoreboard(
+        benchmark, version, view, tuple(checkpoints), tuple(categories), cells, gains, gaps[0] if gaps else None
+    )

@@ -46,7 +46,7 @@ def _page(contents: Contents) -> str:
     }
     plotly = [get_plotlyjs()] if charts else []
     scripts = [*plotly, *((_HERE / name).read_text("utf-8") for name in ("pair.js", "page.js"))]
-    improvements = contents.improvements
+    gains = contents.evaluated.improvement
     return (
         environment()
         .get_template("page.html")
@@ -59,10 +59,10 @@ def _page(contents: Contents) -> str:
             recipe=contents.recipe_text,
             boards=contents.boards,
             score_charts=scores,
-            improvement=improvement_table(row for row in improvements if row["category"] is None),
-            improvement_by_category=improvement_table(row for row in improvements if row["category"] is not None),
+            improvement=improvement_table(gain for gain in gains if gain.category is None),
+            improvement_by_category=improvement_table(gain for gain in gains if gain.category is not None),
             evaluation=evaluation_tables(contents.evaluated),
-            breakdowns={board: breakdown_table(board, contents.evaluated) for board in contents.boards},
+            breakdowns={board: breakdown_table(board) for board in contents.boards},
             remarks=remarks_table(contents.remarks),
             yields=yield_table(contents.outcomes),
             contrast=contrast_table(contents.contrasts),

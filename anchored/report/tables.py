@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from anchored.contrast import MeanContrast
 from anchored.records import Outcome
+from anchored.report.evaluated import Gain, Interval
 from anchored.report.scoreboard import Scoreboard
 
 _NUMBER = re.compile(r"[+−-]?[\d.]")
@@ -123,22 +123,22 @@ def score_table(board: Scoreboard) -> Table:
         f"Scores: {board.title}",
         ("checkpoint", "score", "95 %", "change", *named),
         tuple(rows),
-        note=f"Percent over {board.items(None):,} items; change is in points against the starting model.",
+        note=f"Percent over {board.items(None):,} items; change is in points against the starting model{_over(board)}.",
     )
 
 
-def improvement_table(improvements: Iterable[Mapping[str, Any]]) -> Table:
-    """How checkpoints improve on the starting model (the paper's Table 2), from the evaluate stage's summary."""
+def improvement_table(gains: Iterable[Gain]) -> Table:
+    """How checkpoints improve on the starting model (the paper's Table 2)."""
     rows = [
         (
-            " · ".join(filter(None, (row["benchmark"], row["view"], row["category"]))),
-            _gain(row["max"]),
-            str(row["max_checkpoint"]),
-            _gain(row["mean"]),
-            f"{row['sd']:.1f}",
-            _gain(row["last"]),
+            " · ".join(filter(None, (gain.benchmark, gain.view, gain.category))),
+            with_interval(gain.max),
+            gain.max_checkpoint,
+            with_interval(gain.mean),
+            f"{gain.sd:.1f}" if len(gain.changes) != 1 else "",
+            with_interval(gain.last),
         )
-        for row in improvements
+        for gain in gains
     ]
     return Table(
         "Improvement on the starting model",
@@ -176,12 +176,22 @@ def yield_table(outcomes: Mapping[Outcome, int]) -> Table:
     )
 
 
+def _over(board: Scoreboard) -> str:
+    shared = board.shared(None)
+    return f", over the {shared:,} items that all have a grade for" if shared and shared < board.items(None) else ""
+
+
 def signed(points: float | None) -> str:
     """A difference with its sign; a true minus, nothing for None."""
     if points is None:
         return ""
     # adding 0 makes a zero of a minus zero
     return f"{round(points, 1) + 0:+.1f}".replace("-", "−")
+
+
+def with_interval(gain: Interval) -> str:
+    """A difference with its interval."""
+    return f"{signed(gain.value)} [{signed(gain.low)}, {signed(gain.high)}]"
 
 
 def characters(difference: float) -> str:
@@ -199,7 +209,3 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-
-
-def _gain(interval: Mapping[str, float]) -> str:
-    return f"{signed(interval['value'])} [{signed(interval['low'])}, {signed(interval['high'])}]"

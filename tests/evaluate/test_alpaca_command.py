@@ -35,7 +35,7 @@ def test_a_run_is_judged_against_the_baseline_and_measured_against_a_stronger_mo
     evaluation: dict[str, Any] = {
         "benchmarks": ["alpaca-eval"],
         "alpaca": {"data": str(world), "judge": {"model": "judge", **there}},
-        "stronger": {"model": "large", **there},
+        "stronger": {"model": "large", "max_tokens": 77, **there},
         "sample": {"max_tokens": 4},
         "resamples": 200,
     }
@@ -53,5 +53,7 @@ def test_a_run_is_judged_against_the_baseline_and_measured_against_a_stronger_mo
     # who answers, and who judges three sets of answers, is asked once for each
     asked = [request.body["messages"][-1]["content"] for request in server.seen]
     assert sum("leaderboard" not in text for text in asked) == N
+    limits = {request.body["max_tokens"] for request in server.seen if request.body["model"] == "large"}
+    assert limits == {77}, "the stronger model answers by its own settings"
     assert sum("leaderboard" in text for text in asked) < 3 * N
     assert "alpaca-eval" in run.report.read_text("utf-8")

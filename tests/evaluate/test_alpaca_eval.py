@@ -16,7 +16,7 @@ from alpaca_world import N, instruction, output_rows, save_world
 from small_mixeval import Answers, Heard
 from test_alpaca_judge import Judge, likes_long
 
-from anchored.errors import EvaluationError
+from anchored.errors import EvaluationError, ReplyError
 from anchored.evaluate.alpaca_eval import AlpacaEval
 from anchored.evaluate.alpaca_files import (
     AlpacaData,
@@ -189,6 +189,20 @@ def test_without_lengths_that_differ_there_is_no_controlled_rate_and_it_is_said(
     assert ("epoch-01", "length-controlled", None) in found
     assert {row["view"] for row in summary["improvement"]} == {"win-rate", "discrete"}
     assert any("no length-controlled score: every answer is 1 characters" in note for note in progress.notes)
+
+
+def test_an_answer_that_could_not_be_had_is_in_no_file_as_an_empty_one(tmp_path: Path, world: Path) -> None:
+    lost, silent = list(GIVEN)[:2]
+
+    def mostly(text: str) -> str:
+        if text == lost:
+            raise ReplyError("too long")
+        return "" if text == silent else GIVEN[text]
+
+    run_stage(tmp_path / "run", settings(world), {"start": mostly})
+    found = read_outputs(Run(tmp_path / "run").answers / NAME / "start" / "model_outputs.json", read_data(world))
+    by_text = dict(zip(GIVEN, found.answers, strict=True))
+    assert (by_text[lost], by_text[silent], found.missing) == (None, "", 1)
 
 
 def test_the_files_are_asked_for_by_name(tmp_path: Path) -> None:

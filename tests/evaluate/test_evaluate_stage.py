@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_mixeval import Answers
 
-from anchored.errors import EvaluationError
+from anchored.errors import EvaluationError, ReplyError
 from anchored.evaluate import statistics
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.settings import EvaluateSettings
@@ -21,7 +21,7 @@ from anchored.recipe import shaping
 from anchored.records import STRONGER
 from anchored.report.compare import compare
 from anchored.report.differences import differences
-from anchored.runs import Run
+from anchored.runs import Run, read_lines
 
 
 def test_two_benchmarks_of_one_name_are_refused_before_a_model_is_asked(tmp_path: Path) -> None:
@@ -115,6 +115,28 @@ def test_a_gap_that_may_be_none_has_no_share(tmp_path: Path) -> None:
     [row] = run_stage(tmp_path / "clear", [asked], answers)["stronger"]
     assert row["closed"]["epoch-01"]["value"] == pytest.approx(25)
     assert 0 < row["closed"]["epoch-01"]["low"] < 25 < row["closed"]["epoch-01"]["high"] < 60
+    # one that is surely worse is no aim
+    answers[STRONGER] = right_at()
+    [row] = run_stage(tmp_path / "worse", [asked], answers)["stronger"]
+    assert row["gap"]["high"] < 0
+    assert row["closed"] == {"epoch-01": None}
+
+
+def test_an_empty_answer_has_a_length_and_one_that_could_not_be_had_has_none(tmp_path: Path) -> None:
+    asked = write_questions(tmp_path / "asked.jsonl", *(f"question {number}" for number in range(4)))
+
+    def fails_once(text: str) -> str:
+        if text.endswith("3"):
+            raise ReplyError("too long")
+        return "yes"
+
+    answers = {"start": fails_once, "epoch-01": lambda text: "" if text.endswith(("0", "3")) else "yes, yes"}
+    summary = run_stage(tmp_path / "run", [asked], {**answers, "epoch-02": lambda _: ""})
+    assert summary["lengths"]["asked"] == {"start": 3, "epoch-01": (8 + 8) / 4, "epoch-02": 0}
+    changes = {name: change["value"] for name, change in summary["length_changes"]["asked"].items()}
+    assert changes == pytest.approx({"epoch-01": (0 + 8 + 8) / 3 - 3, "epoch-02": -3})
+    rows = read_lines(Run(tmp_path / "run").answers / "asked" / "start.jsonl")
+    assert [row["answer"] for row in rows] == ["yes", "yes", "yes", None]
 
 
 def test_the_benchmark_that_chooses_has_to_be_one_of_them(tmp_path: Path) -> None:

@@ -53,9 +53,8 @@ SUMMARY: dict[str, Any] = {
     "length_changes": {ME_0601: {"epoch-06": around(-20.0, 5.0), "epoch-07": around(1200.4, 80.0)}},
     "notes": {
         ME_0601: {
-            "start": ["files of one's own"],
-            "epoch-06": ["files of one's own"],
-            "epoch-07": ["61% of the answers are <b>longer</b>", "files of one's own"],
+            **{name: ["the data is not the official one"] for name in ("start", "epoch-06", "stronger")},
+            "epoch-07": ["the data is not the official one", "61% of the answers are <b>longer</b>"],
         }
     },
     "not_scored": {"alpaca-eval": ["no length-controlled score: too few"]},
@@ -75,7 +74,7 @@ def test_every_part_of_the_evaluation_is_told(contents: Contents) -> None:
     found = {table.title: table.rows for table in evaluation_tables(contents.evaluated)}
     assert found == {
         "Before you trust these scores": (
-            (ME_0601, "all", "files of one's own"),
+            (ME_0601, "all", "the data is not the official one"),
             (ME_0601, "epoch-07", "61% of the answers are <b>longer</b>"),
             ("alpaca-eval", "", "no length-controlled score: too few"),
         ),
@@ -100,7 +99,7 @@ def test_every_part_of_the_evaluation_is_told(contents: Contents) -> None:
 
 def test_the_breakdown_has_the_best_checkpoint_with_paired_changes(contents: Contents) -> None:
     (board,) = contents.boards
-    table = breakdown_table(board, contents.evaluated)
+    table = breakdown_table(board)
     assert table.columns[3] == "epoch-07"
     assert table.rows == (
         ("overall", "1,000", "41.0 [38.0, 44.0]", "46.0 [43.0, 49.0]", "+5.0 [+3.0, +7.0]"),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from report_runs import scores
 
 from anchored.contrast import MeanContrast
-from anchored.records import Outcome, Score
+from anchored.records import STRONGER, Outcome, Score
 from anchored.report.charts import held_out_charts, histogram, score_chart, training_charts
+from anchored.report.evaluated import Evaluated, Gain, Interval, Stronger
 from anchored.report.scoreboard import scoreboards
 from anchored.report.tables import (
     MEANINGS,
@@ -85,24 +87,48 @@ def test_the_contrast_table_names_the_tokenizer() -> None:
 
 
 def test_improvements_keep_their_sign_and_interval() -> None:
-    gain = {"value": -1.25, "low": -3.0, "high": 0.5}
-    row = {
-        "benchmark": "b",
-        "view": "v",
-        "category": None,
-        "max_checkpoint": "e",
-        "max": gain,
-        "mean": gain,
-        "last": gain,
-    }
-    table = improvement_table([{**row, "sd": 2.0}])
-    assert table.rows[0] == (
-        "b · v",
-        *["−1.2 [−3.0, +0.5]", "e"],
-        "−1.2 [−3.0, +0.5]",
-        "2.0",
-        "−1.2 [−3.0, +0.5]",
-    )
+    change = Interval(-1.25, -3.0, 0.5)
+    gain = Gain("b", "v", None, change, "e", change, 2.0, change)
+    table = improvement_table([gain, replace(gain, category="c", sd=0.0, changes={"e": change})])
+    told = "−1.2 [−3.0, +0.5]"
+    assert table.rows[0] == ("b · v", told, "e", told, "2.0", told)
+    # one checkpoint has no spread
+    assert table.rows[1] == ("b · v · c", told, "e", told, "", told)
+
+
+def over_90(change: float, **changes: Interval) -> Gain:
+    of = Interval(change, change - 2, change + 2)
+    return Gain("pocket", "grade", None, of, "epoch-02", of, 1.0, Interval(7.5, 5, 9), 90, changes)
+
+
+def test_a_change_is_the_paired_one_wherever_the_evaluation_tells_it() -> None:
+    every = {"epoch-01": Interval(6.0, 4, 8), "epoch-02": Interval(7.5, 5, 9)}
+    gap = Stronger("pocket", "grade", "large", Interval(31.0, 20, 40), {})
+    lines = [*scores(), Score(STRONGER, 0, "pocket", "1", "grade", None, 80, 70, 90, 100, "")]
+    board, *_ = scoreboards(lines, Evaluated(improvement=(over_90(7.5, **every),), stronger=(gap,)))
+    table = score_table(board)
+    assert [row[3] for row in table.rows] == ["", "+6.0", "+7.5", "+31.0"]
+    assert "over the 90 items that all have a grade for" in table.note
+    # the score of epoch-01 is the highest, over other items
+    assert board.best is not None
+    assert board.best.checkpoint == "epoch-02"
+    assert score_chart(board, 0).data[0]["customdata"][2][3] == ", +7.5 points on the start"
+    # older evaluations tell of the best and the last
+    board, *_ = scoreboards(lines, Evaluated(improvement=(over_90(7.5),)))
+    assert [row[3] for row in score_table(board).rows] == ["", "+15.0", "+7.5", "+40.0"]
+
+
+def test_a_stronger_model_is_a_level_in_the_chart_and_no_step_of_training() -> None:
+    judged = [replace(score, judge="mine") for score in scores()]
+    lines = [*judged, replace(judged[0], checkpoint=STRONGER, score=80.0, judge="by nobody")]
+    board, *_ = scoreboards(lines)
+    assert board.judges == "mine"
+    chart = score_chart(board, 0)
+    points, level = chart.data
+    assert points["x"] == sorted(points["x"])
+    assert [label for label, *_ in points["customdata"]] == ["start", "epoch-01", "epoch-02"]
+    assert (level["x"], level["y"]) == ([points["x"][0], points["x"][-1]], [80.0, 80.0])
+    assert [label["text"] for label in chart.layout["annotations"]] == ["start 40.0", "stronger 80.0"]
 
 
 def test_columns_of_numbers_stand_to_the_right() -> None:
