@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
@@ -308,11 +309,12 @@ class BatchChat:
         written = [(chat.name, chat._written()) for chat in chats]
         name, (first, *_) = written[0]
         where = ", ".join(_between(paths) + (f" ({name})" if len(written) > 1 else "") for name, paths in written)
-        results = first.with_name(f"{first.stem}.output.jsonl")
+        results = str(first.with_name(f"{first.stem}.output.jsonl"))
+        command = shlex.join(("vllm", "run-batch", "-i", str(first), "-o", results, "--model", name))
         self._stop_all(
             Stopped(
-                f"{count:,} requests are in {where}; run them, as with `vllm run-batch -i {first} "
-                f"-o {results} --model {name}`, and go on with --batch-import {results} in place of --batch-export"
+                f"{count:,} requests are in {where}; run them, as with `{command}`, and go on with "
+                f"--batch-import {shlex.quote(results)} in place of --batch-export"
             )
         )
 

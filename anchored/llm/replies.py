@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -131,7 +132,7 @@ class ReplyStore:
         The first reply to a request stays.
         """
         now = _now()
-        rows = [_row(entry, now) for entry in entries]
+        rows = (_row(entry, now) for entry in entries)  # one at a time: a reply may be megabytes
         with self._writing, self._named_errors(), self._transaction():
             self._writer.executemany(_INSERT, rows)
             self._writer.executemany(_SPEND, [_spent_row(spending, now) for spending in spendings])
@@ -505,9 +506,10 @@ def _what_to_do(path: Path, error: Exception) -> str:
     name = getattr(error, "sqlite_errorname", "")
     reason = one_line(error).partition(" with text ")[0]  # what is no text is nothing to show
     if _is_damage(error):
+        command = shlex.join(("anchored", "merge-replies", "saved.sqlite", str(path)))
         return (
             f"the store of replies is damaged ({reason}); move it aside, with its -wal and -shm, and its replies are "
-            f"asked again; `anchored merge-replies saved.sqlite {path}` saves what can be read, to put in its place"
+            f"asked again; `{command}` saves what can be read, to put in its place"
         )
     if _is_of_the_disk(error):
         return f"the disk takes no more ({reason}); make room, then the same command goes on: what is stored is safe"

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -255,12 +256,32 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> Non
     assert path.read_bytes() == b"not a database, " * 500
 
 
+def test_many_replies_of_megabytes_are_written_one_at_a_time(path: Path) -> None:
+    text = "x" * 4_000_000
+    with ReplyStore(path) as store:
+        entries = [Entry("m", Request((Message("user", str(n)),)), Reply(text, "stop", "m")) for n in range(12)]
+        tracemalloc.start()
+        try:
+            store.put(entries)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 5 * len(text)
+
+
 def test_a_damaged_store_is_refused(path: Path) -> None:
     fill(path)
     content = bytearray(path.read_bytes())
     content[5000:-5000] = os.urandom(len(content) - 10_000)
     path.write_bytes(content)
     assert_refused(path, r"damaged .*move it aside.*merge-replies saved\.sqlite")
+
+
+def test_the_way_out_of_a_damaged_store_can_be_typed_as_it_stands(path: Path) -> None:
+    spaced = path.parent / "my runs" / path.name
+    fill(spaced)
+    os.truncate(spaced, 100_000)
+    assert_refused(spaced, rf"`anchored merge-replies saved\.sqlite '{spaced}'`")
 
 
 def test_a_store_that_was_cut_short_is_refused(path: Path) -> None:
