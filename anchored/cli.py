@@ -313,7 +313,7 @@ def plan(
     limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check the training of a recipe and estimate its memory, disk and time; writes and trains nothing."""
+    """Check a recipe, its data, benchmarks, endpoints and keys; estimate memory, disk and time; change nothing."""
     from dataclasses import asdict
 
     from anchored import recipe as recipes
@@ -325,11 +325,15 @@ def plan(
     made = make_plan(recipes.load(recipe, overrides or ()), out or Path("runs") / recipe.stem)
     if as_json:
         print(json.dumps(asdict(made), indent=1))
-        return
-    for table in plan_tables(made):
-        print_table(_out, table)
-    for note in made.notes:
-        _out.print(escape(note), highlight=False, soft_wrap=True)
+    else:
+        for table in plan_tables(made):
+            print_table(_out, table)
+        for note in made.notes:
+            _say(note)
+    if unanswered := [one for one in made.asked if one.problem]:
+        for one in unanswered:
+            _complain(f"{one.role}: {one.problem}")
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -364,7 +368,9 @@ def main() -> None:
     settle_environment()
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
-    # a job manager's SIGTERM is as clean an end as Ctrl-C
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script put us in the background: no Ctrl-C is ours
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _end_as_by_ctrl_c)
     code = _exit_code()
     if under_launcher():
@@ -376,9 +382,10 @@ def main() -> None:
 
 
 def _end_as_by_ctrl_c(*_: object) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script put us in the background, where Ctrl-C is not ours
-        raise KeyboardInterrupt
+    """A job manager's SIGTERM is as clean an end as Ctrl-C."""
     signal.raise_signal(signal.SIGINT)
+    # where it was blocked it has waited, as one with those that came before
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _exit_code() -> int:

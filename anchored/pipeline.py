@@ -25,7 +25,7 @@ from anchored.create.on_ray import Order, cluster
 from anchored.create.settings import POLICY, CreateSettings
 from anchored.create.stage import ByBatch, create
 from anchored.create.templates import templates
-from anchored.errors import DataError, EvaluationError, ModelError, RecipeError
+from anchored.errors import AnchoredError, DataError, EvaluationError, ModelError, RecipeError
 from anchored.evaluate.alpaca_eval import AlpacaEval
 from anchored.evaluate.benchmark import Benchmark, Examining, Item
 from anchored.evaluate.harness import Harness
@@ -111,7 +111,7 @@ def execute(plan: Plan, progress: Progress) -> Run:
         return run
     with run.lock():
         _begin(run, plan)
-        _check(run, plan)
+        _check(run, plan, progress)
         for stage in plan.stages:
             if stage != "report" and run.summary(stage) is not None:
                 progress.note(f"{stage}: complete{_changed_since(run, plan.recipe) if stage == 'create' else ''}")
@@ -137,7 +137,7 @@ def _train_with_others(run: Run, plan: Plan, progress: Progress) -> None:
 
     settings = plan.recipe.train
     with launched(find_device(settings.device).type) as ranks, run.lock() if ranks.first else nullcontext():
-        if ranks.once(lambda: _is_due(run, plan)):
+        if ranks.once(lambda: _is_due(run, plan, progress)):
             rows = _training_rows(run, plan.recipe, progress)
             inputs = TrainInputs(model_of(plan.recipe), rows.training, rows.held_out)
             train_as_rank(run, settings, inputs, progress, ranks)
@@ -145,7 +145,7 @@ def _train_with_others(run: Run, plan: Plan, progress: Progress) -> None:
             progress.note("train: complete")
 
 
-def _is_due(run: Run, plan: Plan) -> bool:
+def _is_due(run: Run, plan: Plan, progress: Progress) -> bool:
     """Ready the run folder; returns whether there is still something to train."""
     if tuple(plan.stages) != ("train",):
         raise RecipeError(
@@ -153,7 +153,7 @@ def _is_due(run: Run, plan: Plan) -> bool:
             "torchrun, and this command without"
         )
     _begin(run, plan)
-    _check(run, plan)
+    _check(run, plan, progress)
     return run.summary("train") is None
 
 
@@ -173,20 +173,54 @@ def _begin(run: Run, plan: Plan) -> None:
     recipes.write(run, plan.recipe)
 
 
-def _check(run: Run, plan: Plan) -> None:
+def _check(run: Run, plan: Plan, progress: Progress) -> None:
     """What would fail late fails now: hours of sampling should not end at a misspelt benchmark."""
     recipe, due = plan.recipe, {stage for stage in plan.stages if run.summary(stage) is None} - {"report"}
     if due - {"create"} or ("create" in due and _answers_here(recipe)):
         check_template(recipe)
-    if "create" in due and recipe.train.data is None:
-        check_settings(recipe.create)
-        asked = recipe.create.endpoints().values()
-        _check_servers(recipe.create.sample.serve, *(endpoint.serve for endpoint in asked))
+    if "create" in due:
+        check_creation(recipe)
     if "evaluate" in due:
+        if named := [name for name in recipe.evaluate.benchmarks if _is_lm_evals(name)]:
+            progress.note(f"lm-eval looks up {', '.join(named)}")  # and loads their data: a minute, for some
         check_evaluation(recipe)
 
 
-def check_evaluation(recipe: Recipe) -> None:
+def check_creation(recipe: Recipe) -> None:
+    """Raise for settings of `create` that it cannot go by, and servers that cannot be started here."""
+    if recipe.train.data is None:
+        check_settings(recipe.create)
+        asked = recipe.create.endpoints().values()
+        _check_servers(recipe.create.sample.serve, *(endpoint.serve for endpoint in asked))
+
+
+async def check_endpoints(recipe: Recipe, benchmarks: Sequence[Benchmark]) -> list[tuple[str, EndpointSettings, str]]:
+    """Who is asked over all stages, by setting, with what is wrong with it; "" where it answers and takes the key."""
+    creating = recipe.create.endpoints() if recipe.train.data is None else {}
+    used = [*(one.judge for one in benchmarks), recipe.evaluate.stronger]
+    evaluating = {name: one for name, one in recipe.evaluate.endpoints().items() if one in used}
+    named = {f"create: {name}": one for name, one in creating.items()}
+    named |= {f"evaluate: {name}": one for name, one in evaluating.items()}
+    problems = await asyncio.gather(*(_problem(one) for one in named.values()))
+    return [(role, one, problem) for (role, one), problem in zip(named.items(), problems, strict=True)]
+
+
+async def _problem(endpoint: EndpointSettings) -> str:
+    if endpoint.serve is not None:
+        return ""
+    try:
+        # once: whoever waits for a plan would rather hear of it
+        chat = open_endpoints(endpoint.model_copy(update={"retries": 0}))
+        try:
+            await chat.check()
+        finally:
+            await chat.close()
+    except AnchoredError as error:
+        return str(error)
+    return ""
+
+
+def check_evaluation(recipe: Recipe) -> list[Benchmark]:
     """Raise for benchmarks that are unknown or whose data is not there, and for models that cannot answer them."""
     benchmarks, stronger = _benchmarks(recipe), recipe.evaluate.stronger
     check_benchmarks(benchmarks, recipe.evaluate)
@@ -204,6 +238,7 @@ def check_evaluation(recipe: Recipe) -> None:
             f"evaluate.sample.serve: {engine} takes no adapters; set train.lora.merge to true, or leave serve out: "
             "they answer in this process then"
         )
+    return benchmarks
 
 
 def _answers_here(recipe: Recipe) -> bool:
@@ -252,7 +287,7 @@ async def _create_pairs(run: Run, recipe: Recipe, batching: Batching, progress: 
         if settings.engine == "ray":
             await _create_on_ray(run, recipe, settings, prompts, batching, progress)
             return
-        purse = Purse(settings.budget_usd, store.spent()) if _counts_money(settings) else None
+        purse = Purse(settings.budget_usd, store.spent()) if settings.prices() else None
         async with _opened(run, recipe, batching, Books(store, purse), progress) as them:
             by_batch = None
             if them.batches:
@@ -277,7 +312,7 @@ async def _create_on_ray(
             "create.engine: ray asks request by request; set create.engine=local to go on with batches, or "
             f"{BatchFolder(run.batches).ending} to end those that are under way"
         )
-    order = Order(settings, partial(_opened_for_worker, run, recipe), _counts_money(settings))
+    order = Order(settings, partial(_opened_for_worker, run, recipe), bool(settings.prices()))
     async with cluster(order, run.replies, progress) as engine:
         await create(run, settings, prompts, engine.chats, progress, engine=engine)
 
@@ -302,10 +337,6 @@ async def _opened(
         finally:
             for chat in them.chats.values():  # the policy first: its check of the others may still be under way
                 await chat.close()
-
-
-def _counts_money(settings: CreateSettings) -> bool:
-    return any(endpoint.price for endpoint in settings.endpoints().values())
 
 
 class _Opened:
@@ -341,7 +372,7 @@ class _Opened:
                     opened[_address(endpoint)] = live
         if recipe.create.asks_policy:
             policy = _CheckedFirst(_policy(recipe, books, run, progress), [one.check for one in opened.values()])
-            self.chats[POLICY] = books.remember(policy, paid=False)
+            self.chats[POLICY] = books.remember(policy, paid=recipe.create.sample.price is not None)
         # several revisions of one answer are paid for to have different ones
         several = recipe.create.best_of is not None
         chats = {at: WatchedChat(chat, progress.note) if several else chat for at, chat in opened.items()}
@@ -529,7 +560,8 @@ def _policy(recipe: Recipe, books: Books, run: Run, progress: Progress) -> Chat:
     """The policy, wherever it answers."""
     sample = recipe.create.sample
     if elsewhere := sample.elsewhere():
-        return WatchedChat(OpenAIChat(elsewhere, limits=books.limits(elsewhere)), progress.note)
+        purse = books.purse if elsewhere.price else None
+        return WatchedChat(OpenAIChat(elsewhere, purse=purse, limits=books.limits(elsewhere)), progress.note)
     return _chat_of(model_of(recipe), recipe.policy.model, sample, _log_of("policy", books, run), progress)
 
 
@@ -650,11 +682,14 @@ def _benchmarks(recipe: Recipe) -> list[Benchmark]:
 
 
 def _benchmark(name: str, settings: EvaluateSettings, limit: int | None) -> Benchmark:
-    if name in BENCHMARKS:
-        return _Limited(BENCHMARKS[name](settings), limit)
-    if name.endswith(".jsonl"):
-        return _Limited(Questions(Path(name)), limit)
-    return Harness(name, settings, limit, tuple(BENCHMARKS))
+    if _is_lm_evals(name):
+        return Harness(name, settings, limit, tuple(BENCHMARKS))
+    return _Limited(BENCHMARKS[name](settings) if name in BENCHMARKS else Questions(Path(name)), limit)
+
+
+def _is_lm_evals(name: str) -> bool:
+    """Whether a benchmark's name is none of ours, and so to be looked up among lm-eval's tasks."""
+    return name not in BENCHMARKS and not name.endswith(".jsonl")
 
 
 def _checkpoints(run: Run, recipe: Recipe) -> list[Checkpoint]:

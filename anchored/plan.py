@@ -1,11 +1,13 @@
-"""What a recipe's training would take, before anything runs: the data as the model sees it, memory, disk, time.
+"""What a recipe would take, before anything runs: the data as the model sees it, memory, disk, time.
 
-In: a recipe. Out: a `Plan` of plain numbers, and tables of it. Reads the settings, the model's folder, its template and
-the data, raising what training would raise; times a few passes of the model if it fits. Writes nothing, trains nothing.
+In: a recipe. Out: a `Plan` of plain numbers, and tables of it. Reads the settings, the model's folder, its template,
+the data and the benchmarks' files, raising what a run would raise; times a few passes of the model if it fits; asks
+every endpoint whether it is there and takes the key. Writes nothing, trains nothing, costs nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shutil
 import statistics
@@ -22,6 +24,7 @@ from anchored.report.tables import Table, duration
 
 if TYPE_CHECKING:
     from anchored.batches.tree import Tree
+    from anchored.evaluate.benchmark import Benchmark
     from anchored.train.estimate import Memory
     from anchored.train.examples import Example
 
@@ -77,7 +80,22 @@ class Plan:
     """Of one device, forward and backward; None where the model does not fit."""
     seconds: tuple[float, float] | None
     """Of all epochs, from and to."""
+    asked: tuple[Asked, ...]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model that is asked over the network."""
+
+    role: str
+    """Stage and role."""
+    model: str
+    address: str
+    problem: str
+    """Why it will not answer; "" where it does."""
+    served: bool
+    """Whether its server will be started here, so that nobody can be asked yet."""
 
 
 def make_plan(recipe: Recipe, folder: Path) -> Plan:
@@ -88,7 +106,8 @@ def make_plan(recipe: Recipe, folder: Path) -> Plan:
     notes = _Notes()
     settings, model = recipe.train, pipeline.model_of(recipe)
     pipeline.check_template(recipe)
-    pipeline.check_evaluation(recipe)
+    pipeline.check_creation(recipe)
+    benchmarks = pipeline.check_evaluation(recipe)
     sketch = sketch_policy(model, settings)
     examples, data = _data(recipe, sketch, notes)
     row = estimate.fullest_row(examples, settings, sketch.tokens_per_batch)
@@ -117,7 +136,16 @@ def make_plan(recipe: Recipe, folder: Path) -> Plan:
         free_disk=shutil.disk_usage(_existing(folder)).free,
         tokens_per_second=rate,
         seconds=_seconds(settings, data, rate, devices),
+        asked=_asked(recipe, benchmarks),
         notes=tuple(notes.said),
+    )
+
+
+def _asked(recipe: Recipe, benchmarks: Sequence[Benchmark]) -> tuple[Asked, ...]:
+    """Asks every endpoint whether it is there and takes the key, which costs nothing."""
+    return tuple(
+        Asked(role, one.model, one.serve or one.base_url, problem, one.serve is not None)
+        for role, one, problem in asyncio.run(pipeline.check_endpoints(recipe, benchmarks))
     )
 
 
@@ -134,6 +162,13 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
     short = "" if plan.disk_bytes < plan.free_disk else "Does not fit: set train.keep_last, or another --out."
     yield Table("Disk", ("", "size"), tuple(rows), note=short)
     yield _time_table(plan)
+    if plan.asked:
+        yield Table("Asked", ("by", "model", "at", "answers"), tuple(map(_asked_row, plan.asked)))
+
+
+def _asked_row(one: Asked) -> tuple[str, ...]:
+    answers = "not tried" if one.served else "no" if one.problem else "yes"
+    return (one.role, one.model, one.address, answers)
 
 
 def _data(recipe: Recipe, sketch: Any, notes: _Notes) -> tuple[list[Example], DataPlan]:

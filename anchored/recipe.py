@@ -6,11 +6,11 @@ and the way out on one line.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -132,17 +132,42 @@ def changes(run: Run, recipe: Recipe) -> list[Change]:
     return [Change(key, old.get(key, _MISSING), new.get(key, _MISSING)) for key in keys]
 
 
+def _newer_settings(before: Mapping[str, Any]) -> dict[str, Any]:
+    """A run folder's settings with the defaults of those that this version has beside them; {} where they do not fit.
+
+    What this version has no more is left out.
+    """
+    known: Any = copy.deepcopy(_unversioned(before))
+    for _ in range(2):
+        try:
+            return Recipe.model_validate(known).model_dump(mode="json")
+        except ValidationError as error:
+            for one in error.errors():
+                if one["type"] == "extra_forbidden":
+                    _drop(known, one["loc"])
+    return {}
+
+
+def _drop(settings: Any, place: Sequence[Any]) -> None:
+    """Take out the setting at this place, if it is one."""
+    for name in place[:-1]:
+        settings = settings[name] if isinstance(settings, list) or name in settings else {}
+    if isinstance(settings, dict):
+        settings.pop(place[-1], None)
+
+
 def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of resolved settings those that change what comes out of a run, by dotted key; not its versions.
 
     Those that an older version did not know are as they are by default.
     """
     free = _how_only(Recipe)
-    known = {name: value for name, value in settings.items() if name != "versions"}
-    with suppress(ValidationError):  # it may have what this version does not know
-        known = Recipe.model_validate(known).model_dump(mode="json")
-    leaves = _leaves(known)
-    return {key: value for key, value in leaves if free.isdisjoint(_sections(key))}
+    leaves = {**dict(_leaves(_newer_settings(settings))), **dict(_leaves(_unversioned(settings)))}
+    return {key: value for key, value in leaves.items() if free.isdisjoint(_sections(key))}
+
+
+def _unversioned(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "versions"}
 
 
 def first_stage(changed: Sequence[Change]) -> str:

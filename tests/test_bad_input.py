@@ -7,9 +7,13 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -201,19 +205,54 @@ def test_an_interrupted_run_says_that_it_goes_on(tmp_path: Path, sent: int) -> N
     assert error == "error: interrupted; the same command goes on from here\n"
 
 
-def test_a_run_in_the_background_of_a_script_is_ended_by_sigterm_alone(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
-    arguments = command(["create", POCKET, "--out", run.folder])
-    # as a shell without job control does it for `anchored create ... &`
-    behind = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *arguments]
-    with subprocess.Popen(behind, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while process.poll() is None and not run.replies.exists():
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGTERM)
-        error = process.communicate(timeout=60)[1].decode()
+class Mute(BaseHTTPRequestHandler):
+    """Takes questions and never answers."""
+
+    asked = threading.Event()
+    over = threading.Event()
+
+    def do_POST(self) -> None:
+        self.asked.set()
+        self.over.wait()
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_run_in_the_background_of_a_script_is_ended_by_sigterm_alone_and_counts_what_was_in_flight(
+    tmp_path: Path,
+) -> None:
+    prompts, answers, run = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl", Run(tmp_path / "run")
+    prompts.write_text('{"id": "1", "prompt": "Why?"}\n{"id": "2", "prompt": "How?"}\n')
+    answers.write_text('{"id": "1", "completion": "Because."}\n{"id": "2", "completion": "So."}\n')
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mute) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        arguments = command(
+            [
+                *("create", POCKET, "--out", run.folder, f"create.answers.policy={answers}"),
+                f"create.prompts={{data: {prompts}, held_out: 0}}",
+                f"create.reviser={{model: m, base_url: 'http://127.0.0.1:{server.server_port}/v1', "
+                "price: {input: 1, output: 1}}",
+            ]
+        )
+        # as a shell without job control does it for `anchored create ... &`
+        behind = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *arguments]
+        with subprocess.Popen(behind, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            assert Mute.asked.wait(60)
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.send_signal(signal.SIGTERM)
+            error = process.communicate(timeout=60)[1].decode()
+        Mute.over.set()
+        server.shutdown()
     assert process.returncode == 3, error
     assert error == "error: interrupted; the same command goes on from here\n"
+    with closing(sqlite3.connect(run.replies)) as store:
+        assert store.execute("select basis from spending group by 1").fetchall() == [("unsure",)]
 
 
 def test_a_report_on_a_folder_without_a_run(tmp_path: Path) -> None:

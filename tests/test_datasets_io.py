@@ -480,9 +480,10 @@ def test_a_source_that_changes_while_it_is_used_is_named(tmp_path: Path, now: st
 def test_the_datas_ids_are_kept_where_they_tell_prompts_apart(tmp_path: Path) -> None:
     unique = [{"id": 1, "prompt": "a"}, {"id": 2, "prompt": "b"}]
     assert [prompt.id for prompt in read_prompts(write_jsonl(tmp_path / "a.jsonl", *unique)).prompts] == ["1", "2"]
-    shared = [{"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"}]
-    ids = [prompt.id for prompt in read_prompts(write_jsonl(tmp_path / "b.jsonl", *shared)).prompts]
-    assert ids == [user_prompt("a").id, user_prompt("b").id]
+    shared = [{"id": 1, "prompt": "a"}, {"id": 2, "prompt": "b"}, {"id": 1, "prompt": "c"}, {"id": 2, "prompt": "b"}]
+    found = read_prompts(write_jsonl(tmp_path / "b.jsonl", *shared))
+    assert [prompt.id for prompt in found.prompts] == [user_prompt("a").id, "2", user_prompt("c").id]
+    assert (found.doubled_ids, found.doubled_id) == (1, "1")
 
 
 def test_rows_without_a_prompt_are_told_and_too_many_held_out_is_an_error(tmp_path: Path) -> None:

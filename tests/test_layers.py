@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "anchored"
 # a part may import parts of lower rank, and itself; stages have the same rank, so they never import each other
 RANK = {
     **dict.fromkeys(["records", "datasets_io", "leak", "cards", "runs", "errors", "settings", "progress"], 0),
-    **dict.fromkeys(["process", "own"], 0),
+    **dict.fromkeys(["process", "own", "teachers"], 0),
     **dict.fromkeys(["llm", "contrast", "objectives", "batches", "decisions"], 1),
     **dict.fromkeys(["create", "train", "evaluate", "report", "hub"], 2),
     **dict.fromkeys(["recipe", "pipeline", "plan", "pocket", "inspect", "terminal", "cli", "__main__"], 3),

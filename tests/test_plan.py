@@ -145,7 +145,8 @@ def test_the_plan_counts_what_training_would_do_and_writes_nothing(recipe: Path)
 
 
 def test_before_pairs_exist_the_plan_is_an_upper_bound(recipe: Path) -> None:
-    done = anchored("plan", recipe, "train.data=null", "train.held_out=null", "create.prompts.take=48", "--json")
+    there = "create.reviser={model: pocket-teacher, serve: pocket}"
+    done = anchored("plan", recipe, "train.data=null", "train.held_out=null", "create.prompts.take=48", there, "--json")
     assert done.code == 0, done.err
     plan = json.loads(done.out)
     assert plan["steps"] == 9

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from anchored.create import filters
 from anchored.create.replies import Problem, Usable, check, check_text
-from anchored.create.settings import OFF_POLICY, POLICY, CreateSettings, candidate_role
+from anchored.create.settings import POLICY, CreateSettings, candidate_role
 from anchored.create.templates import templates
 from anchored.datasets_io.answers import AnswerFile, JudgedData, check_readable
 from anchored.errors import RecipeError, ReplyError
@@ -93,6 +93,7 @@ class Desk:
         self.filters = settings.active_filters()
         self._chats = chats
         self._endpoints = settings.endpoints()
+        self._prices = settings.prices()
         self._templates = templates(settings)
         filters.check(self.filters)
         self.answers = {name: AnswerFile(source, name) for name, source in settings.answers.items()}
@@ -206,10 +207,10 @@ class Desk:
             reply = await self._chats[role].reply(request)
         except ReplyError as error:
             return check(error, whose)
-        bill, usage, endpoint = _BILL.get(), reply.usage, self._endpoints.get(role)
+        bill, usage = _BILL.get(), reply.usage
         bill.used.setdefault(role, Used()).add(Used(1, usage.prompt_tokens, usage.completion_tokens))
-        if endpoint and endpoint.price:
-            bill.usd += usage_cost(endpoint.price, reply.usage)
+        if price := self._prices.get(role):
+            bill.usd += usage_cost(price, usage)
         return check(reply, whose)
 
 
@@ -218,7 +219,7 @@ def _name(role: str) -> str:
 
 
 def _judged_data(settings: CreateSettings) -> JudgedData | None:
-    if settings.method != OFF_POLICY or settings.judged_data is None:
+    if settings.judged_data is None:
         return None
     # the split is that of the prompts, where the pairs are in the same data
     return JudgedData(settings.judged_data, None if settings.judged else settings.prompts.split)

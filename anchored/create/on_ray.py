@@ -210,10 +210,8 @@ async def cluster(order: Order, replies: Path, progress: Progress) -> AsyncItera
         if _holds_models(settings) and not settings.ray.gpus and (found := ray.cluster_resources().get("GPU")):
             progress.note(f"create: Ray has {found:g} GPUs, but workers see none of them; create.ray.gpus is 0")
         money = RemoteMoney(await _hub_answer(hub.spent.remote())) if order.counts_money else None
-        endpoints = settings.endpoints()
-        chats = {role: RemoteChat(purse=money if one.price else None) for role, one in endpoints.items()}
-        if settings.asks_policy:
-            chats = {POLICY: RemoteChat(), **chats}
+        prices, roles = settings.prices(), [*([POLICY] if settings.asks_policy else ()), *settings.endpoints()]
+        chats = {role: RemoteChat(purse=money if role in prices else None) for role in roles}
         pool = _Pool(order, hub, money, progress)
         try:
             async with pool:

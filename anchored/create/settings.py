@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from anchored.create.filters import Chosen, choose, schema, spelt
-from anchored.llm.settings import BatchSettings, EndpointSettings, SampleSettings, Sampling
+from anchored.llm.settings import BatchSettings, EndpointSettings, Price, SampleSettings, Sampling
 from anchored.settings import Settings
+from anchored.teachers import DECIDING, OFF_POLICY, TEAM, teachers
 
 PAPERS_TEACHER = "gpt-4-turbo"
-OFF_POLICY = "judge-off-policy"
 POLICY = "policy"
 """The policy's name among those who answer."""
 
@@ -188,6 +188,11 @@ class CreateSettings(Settings):
                     f"budget_usd is {self.budget_usd:g}, but what {endpoint.model} costs is not known; give the "
                     f"{role} of {self.method} its price: {{input: ..., output: ...}}, in USD per million tokens"
                 )
+        if self.budget_usd is not None and self.asks_policy and self.sample.key_env and self.sample.price is None:
+            raise ValueError(
+                f"budget_usd is {self.budget_usd:g}, but what the policy costs at {self.sample.base_url} is not known; "
+                "give sample its price: {input: ..., output: ...}, in USD per million tokens, 0 where it is free"
+            )
         return self
 
     @model_validator(mode="after")
@@ -201,11 +206,8 @@ class CreateSettings(Settings):
 
     def teacher(self) -> ReviserSettings | JudgeSettings | StrongerSettings | None:
         """The stronger model that the method asks; None where a team revises or the data is judged already."""
-        if self.method == "clair":
-            return None if self.team else self.reviser
-        if self.method == "stronger-preferred":
-            return self.stronger
-        return self.judge if self.judged_data is None else None
+        asked = self._asked()
+        return getattr(self, asked[0]) if asked and asked[0] != TEAM else None
 
     def endpoints(self) -> dict[str, EndpointSettings]:
         """Every endpoint that the method asks, by its role."""
@@ -213,11 +215,15 @@ class CreateSettings(Settings):
         asked: dict[str, EndpointSettings] = {"teacher": teacher} if teacher else {}
         if self.method == "clair":
             asked |= {step_role(place): step for place, step in enumerate(self.team)}
-            if self.best_of and self.best_of.by == "judge":
-                asked["judge"] = self.judge
+            asked |= {section: getattr(self, section) for section in self._asked()[1:]}
         if self.method == OFF_POLICY:
             asked |= {candidate_role(place): one for place, one in enumerate(self.candidates)}
         return asked
+
+    def prices(self) -> dict[str, Price]:
+        """What whoever is asked costs, by its role, the policy's included; nobody whose price is not known."""
+        found = {role: one.price for role, one in self.endpoints().items() if one.price}
+        return found | ({POLICY: self.sample.price} if self.asks_policy and self.sample.price else {})
 
     def key_variables(self) -> set[str]:
         """The environment variables that hold keys of the endpoints."""
@@ -233,15 +239,16 @@ class CreateSettings(Settings):
     @property
     def judged_data(self) -> str | None:
         """Where the judged pairs of judge-off-policy are; None where a judge is asked."""
-        if self.method != OFF_POLICY or self.candidates or self.answers:
-            return None
-        return self.judged or self.prompts.data
+        return None if self._asked() else self.judged or self.prompts.data
 
     def active_filters(self) -> tuple[Chosen, ...]:
         """The filters with their options, in order."""
         if self.filters is not None:
             return self.filters
         return CLAIR_FILTERS if self.method == "clair" else ()
+
+    def _asked(self) -> tuple[str, ...]:
+        return teachers(self.model_dump(include=set(DECIDING)))
 
     def _check_clair_only(self) -> None:
         for name in ("team", "best_of"):

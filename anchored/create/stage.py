@@ -19,6 +19,7 @@ from anchored.create.desk import Answering, CreateChats, Desk, Used
 from anchored.create.engine import ByBatch, Engine, Here, Made
 from anchored.create.estimate import estimate
 from anchored.create.noticed import NOTICED
+from anchored.create.replies import beginning
 from anchored.create.row_file import RowFile
 from anchored.create.settings import CreateSettings
 from anchored.datasets_io import PairWriter, PromptRows, Prompts
@@ -222,6 +223,12 @@ def _note_what_is_missing(settings: CreateSettings, prompts: PromptRows, progres
     take, found = settings.prompts.take, len(prompts.prompts)
     if take is not None and found < take:
         progress.note(f"create: prompts.take asks for {take} prompts, there are {found}")
+    if prompts.doubled_ids:
+        progress.note(
+            f"create: {prompts.doubled_ids} ids of the data name several prompts each (the first: "
+            f"{beginning(prompts.doubled_id)}); these prompts are named by their content, and answers that exist are "
+            "found by it alone"
+        )
     contaminated = [row for row in prompts.refused if row.outcome is Outcome.CONTAMINATED]
     without = [row for row in prompts.refused if row.outcome is not Outcome.CONTAMINATED]
     for rows, what in ((without, "hold no prompt"), (contaminated, "are set aside as contaminated")):

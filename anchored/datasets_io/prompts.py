@@ -7,7 +7,7 @@ million of them need no memory. Sources are files, folders and Hub ids in the la
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -38,6 +38,10 @@ class PromptRows:
     held_out: Prompts
     refused: list[Pair] = field(default_factory=list)
     """Rows without a usable prompt, and those whose prompt a benchmark has."""
+    doubled_ids: int = 0
+    """Ids that the data gives to several prompts, which are named by their content instead."""
+    doubled_id: str = ""
+    """The first of them."""
 
 
 class Drawn:
@@ -98,8 +102,9 @@ def read_prompts(
         raise Refusals.of(refused).nothing_usable(source, "prompt")
     drawn = found.in_order()
     kept = len(drawn) - held_out_count(source, held_out, len(drawn))
-    named = _Source(source, split, own_ids=found.own_ids_differ)
-    return PromptRows(Drawn(named, drawn[:kept][:take]), Drawn(named, drawn[kept:]), refused)
+    named = _Source(source, split, found.doubled)
+    apart = Drawn(named, drawn[kept:])
+    return PromptRows(Drawn(named, drawn[:kept][:take]), apart, refused, len(found.doubled), found.doubled_id)
 
 
 def held_out_count(source: str | Path, asked: int | None, prompts: int) -> int:
@@ -123,8 +128,10 @@ class _Found:
 
     def __init__(self, seed: int) -> None:
         self.rows = array("Q")
-        self.own_ids_differ = True
-        """Whether the data's own ids tell all prompts apart."""
+        self.doubled: set[int] = set()
+        """Hashes of the ids that several prompts have."""
+        self.doubled_id = ""
+        """The first such id."""
         self._seed = seed
         self._ranks = array("Q")
         self._contents: set[int] = set()
@@ -138,8 +145,11 @@ class _Found:
             return
         self.rows.append(row)
         self._ranks.append(int(content_hash([self._seed, content])[:16], 16))
-        self._ids.add(hash(prompt.id))
-        self.own_ids_differ = len(self._ids) == len(self.rows)
+        name = hash(prompt.id)
+        if name in self._ids:
+            self.doubled.add(name)
+            self.doubled_id = self.doubled_id or prompt.id
+        self._ids.add(name)
 
     def in_order(self) -> array[int]:
         """The rows in an order drawn from the seed and each prompt's content alone."""
@@ -153,8 +163,8 @@ class _Source:
 
     name: str | Path
     split: str | None
-    own_ids: bool
-    """Whether prompts keep the data's own ids; if not, they are named by their content."""
+    doubled: Set[int]
+    """Hashes of the ids that name several prompts; these are named by their content instead."""
 
     def rows(self) -> Iterator[Row]:
         return read(self.name, self.split, layouts.READ_FOR_PROMPTS)
@@ -167,4 +177,4 @@ class _Source:
                 f"{self.name}: {row.where} was a prompt when it was drawn and is none now ({reason}); leave the file "
                 "as it is while it is used"
             ) from None
-        return prompt if self.own_ids else replace(prompt, id=prompt_id(prompt.messages))
+        return replace(prompt, id=prompt_id(prompt.messages)) if hash(prompt.id) in self.doubled else prompt

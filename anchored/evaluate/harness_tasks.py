@@ -229,7 +229,8 @@ def _named_errors(name: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise EvaluationError(
-            f"evaluate.benchmarks: {name} needs a package: {one_line(error)}; install it, or leave the task out"
+            f"evaluate.benchmarks: {name} needs what cannot be imported: {one_line(error)}; install the package, "
+            "or leave the task out"
         ) from error
     except Exception as error:
         raise EvaluationError(

@@ -23,6 +23,7 @@ from anchored.llm.settings import EndpointSettings, SampleSettings
 from anchored.progress import Progress
 from anchored.records import Outcome
 from anchored.runs import Run, write_text
+from anchored.teachers import teachers
 
 _NOT_TOLD = EndpointSettings.how_only | SampleSettings.how_only
 _SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
@@ -120,20 +121,10 @@ def _outcomes(converted: Converted, run: Run | None) -> Mapping[Outcome, int]:
 def _told_recipe(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the pairs depend on: the policy, how they were made, and the versions; nothing that says where and how."""
     create = dict(recipe.get("create") or {})
-    unused = {"reviser", "judge", "stronger"} - _asked(create) if "method" in create else set()
+    unused = {"reviser", "judge", "stronger"}.difference(teachers(create)) if "method" in create else set()
     shaped = {name: value for name, value in create.items() if name not in unused}
     parts = {**{name: recipe.get(name) for name in ("policy", "create", "limit", "versions")}, "create": shaped}
     return _harmless({name: part for name, part in parts.items() if part})
-
-
-def _asked(create: Mapping[str, Any]) -> set[str]:
-    """The sections of the teachers that a recipe's method asks."""
-    method, best_of = create["method"], create.get("best_of") or {}
-    if method == "clair":
-        return {"team" if create.get("team") else "reviser", *(["judge"] if best_of.get("by") == "judge" else [])}
-    if method == "judge-off-policy" and not (create.get("candidates") or create.get("answers")):
-        return set()
-    return {"stronger" if method == "stronger-preferred" else "judge"}
 
 
 def _harmless(value: Any) -> Any:

@@ -14,6 +14,7 @@ it may have sent. Results are found by the key of their request.
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -289,7 +290,7 @@ class BatchFolder:
     @property
     def ending(self) -> str:
         """The command that ends what is under way."""
-        return f"`anchored create RECIPE --out {self.path.parent} --cancel-batches`"
+        return f"`anchored create RECIPE --out {shlex.quote(str(self.path.parent))} --cancel-batches`"
 
     def begin(self, asked: Iterable[Asked], state: State) -> Batch:
         """Write the requests and the intent to send them."""

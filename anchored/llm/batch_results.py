@@ -67,10 +67,11 @@ class BatchResults:
             self._worst_usd(asked) for asked, found in outcomes if isinstance(found, Fault) and found.may_be_billed
         )
 
-    async def spend_unsure(self, usd: float) -> None:
-        """Count a batch's `unsure_usd`. The store cannot tell whether it was, so this is for its last step alone."""
-        if usd:
-            await self._put([], [Spending(self._model, usd, "unsure")])
+    async def spend_unsure(self, batch: Batch, usd: float) -> None:
+        """Count its `unsure_usd`, once, however often this is called for it."""
+        spending = Spending(self._model, usd, "unsure")
+        if usd and await asyncio.to_thread(self._store.count_once, f"unsure of batch {batch.state.tag}", spending):
+            self._note_spent(spending)
 
     def _worst_usd(self, asked: Asked) -> float:
         return worst_case(self._price, asked.body) if self._price else 0.0
@@ -78,5 +79,8 @@ class BatchResults:
     async def _put(self, entries: Sequence[Entry], spendings: Sequence[Spending]) -> None:
         await asyncio.to_thread(self._store.put, entries, spendings)
         for spending in spendings:
-            assert self._purse
-            self._purse.add(spending)
+            self._note_spent(spending)
+
+    def _note_spent(self, spending: Spending) -> None:
+        assert self._purse
+        self._purse.add(spending)

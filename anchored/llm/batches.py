@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from anchored.errors import AnchoredError, DataError, ModelError, NoReply, ReplyError, Stopped
+from anchored.errors import AnchoredError, DataError, ModelError, Stopped
 from anchored.llm.batch_api import BatchApi, Look
 from anchored.llm.batch_endpoint import BatchEndpoint
 from anchored.llm.batch_files import Asked, Batch, BatchFolder, Counted, Results, State, keys_of, request_line
+from anchored.llm.batch_mishaps import Mishaps
 from anchored.llm.batch_queue import Queue, Row
 from anchored.llm.batch_results import BatchResults
 from anchored.llm.bodies import fingerprint, request_body
@@ -40,14 +42,10 @@ Way = Literal[
     "live",  # one by one; only what is in batches already comes from there
 ]
 
+TURNS = 8
+"""Of the event loop, more than lie between two requests that are asked one after the other."""
+
 log = logging.getLogger(__name__)
-
-
-class _Met(NamedTuple):
-    """What a request has met in batches so far."""
-
-    last: Fault
-    times: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +80,7 @@ class BatchChat:
         self._results = BatchResults(settings, self._price, means.store, self._purse)
         self._endpoint = BatchEndpoint(settings, how, means.api, means.progress)
         self._imported = Results()
-        self._met: dict[str, _Met] = {}
-        """By key: of requests that got no reply in a batch since the stage was last complete."""
+        self._mishaps = Mishaps(self.name, how.retries if way == "submit" else None)
         self._batches: list[Batch] = []
         self._open: set[str] = set()
         """Keys in batches of earlier processes whose replies are not in the store yet."""
@@ -200,7 +197,7 @@ class BatchChat:
             async for outcomes in parts:
                 for asked, found in outcomes:
                     if isinstance(found, Fault):
-                        self._note_fault(asked.key, found)
+                        self._mishaps.note(asked.key, found)
 
     def _import(self) -> None:
         """Index what was run elsewhere, and say what is in it."""
@@ -211,31 +208,17 @@ class BatchChat:
         for path in self._means.imports:
             found = self._imported.add(path, lambda key: bytes.fromhex(key) in asked or key in self._means.store)
             for key, fault in found.faults.items():  # it may be another model's: heard of when the row is asked
-                self._note_fault(key, fault)
+                self._mishaps.note(key, fault)
             if folder.is_new(path):
                 self._means.progress.note(_told(path, found))
 
-    def _note_fault(self, key: str, fault: Fault) -> None:
-        met = self._met.get(key)
-        if fault.follows not in ("quota", "endpoint"):  # no fault of the request
-            self._met[key] = _Met(fault, met.times + 1 if met else 1)
-
     def _raise_if_hopeless(self, key: str) -> None:
         """A request that batches refused, or failed at too often, is not asked again before the stage is complete."""
-        if (met := self._met.get(key)) is None:
-            return
-        if met.last.follows == "row":
-            raise self._refusal(met.last)
-        if met.last.follows == "without":
-            self._leave_out(met.last.parameter)
-        elif self._way == "submit" and met.times > self._how.retries:
-            raise self._failure(met)
-
-    def _refusal(self, fault: Fault) -> ReplyError:
-        return ReplyError(f"{self.name} refused the request ({fault.reason})")
-
-    def _failure(self, met: _Met) -> NoReply:
-        return NoReply(f"{self.name} gave no reply in {met.times} batches (last: {met.last.reason})")
+        last = self._mishaps.last(key)
+        if last and last.follows == "without":
+            self._leave_out(last.parameter)
+        elif error := self._mishaps.why_given_up(key):
+            raise error
 
     def _find_imported(self, key: str, request: Request) -> Reply | None:
         """The reply that was imported, which is spent money from now on."""
@@ -284,6 +267,8 @@ class BatchChat:
                 with suppress(TimeoutError):  # not `wait_for`, which may let a cancellation pass unheard
                     async with asyncio.timeout(wait):
                         await self._wake.wait()
+                for _ in range(TURNS):  # where the loop was held up, those who are about to ask come first
+                    await asyncio.sleep(0)
             elif self._way == "export":
                 self._export()
             else:
@@ -324,11 +309,12 @@ class BatchChat:
         written = [(chat.name, chat._written()) for chat in chats]
         name, (first, *_) = written[0]
         where = ", ".join(_between(paths) + (f" ({name})" if len(written) > 1 else "") for name, paths in written)
-        results = first.with_name(f"{first.stem}.output.jsonl")
+        results = str(first.with_name(f"{first.stem}.output.jsonl"))
+        command = shlex.join(("vllm", "run-batch", "-i", str(first), "-o", results, "--model", name))
         self._stop_all(
             Stopped(
-                f"{count:,} requests are in {where}; run them, as with `vllm run-batch -i {first} "
-                f"-o {results} --model {name}`, and go on with --batch-import {results} in place of --batch-export"
+                f"{count:,} requests are in {where}; run them, as with `{command}`, and go on with "
+                f"--batch-import {shlex.quote(results)} in place of --batch-export"
             )
         )
 
@@ -413,7 +399,7 @@ class BatchChat:
                         end = end or self._end_by(found, batch if ended_by_others else None)
                     if end is None or isinstance(found, Reply):
                         self._settle(asked.key, found)
-            await self._results.spend_unsure(unsure_usd)
+            await self._results.spend_unsure(batch, unsure_usd)
             batch.state.kept = True
             batch.save()
         if end:
@@ -454,7 +440,7 @@ class BatchChat:
         """Answer the row of a batch that has ended, should it wait."""
         self._open.discard(key)
         if isinstance(found, Fault):
-            self._note_fault(key, found)
+            self._mishaps.note(key, found)
         row = self._rows.get(key)
         if row is None or row.answer.done():
             return
@@ -467,10 +453,10 @@ class BatchChat:
         if fault.follows == "without" and fault.parameter not in row.left_out:
             self._leave_out(fault.parameter)
             self._again(row)
-        elif fault.follows in ("row", "without"):
-            _fail(row, self._refusal(fault))
-        elif self._way == "submit" and self._met[row.key].times > self._how.retries:
-            _fail(row, self._failure(self._met[row.key]))
+        elif fault.follows == "without":
+            _fail(row, self._mishaps.refusal(fault))
+        elif error := self._mishaps.why_given_up(row.key):
+            _fail(row, error)
         else:
             self._again(row)
 

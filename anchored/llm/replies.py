@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ REPLIES = (
 )
 # what version 2 added; older stores get it when they are opened
 SPENDING = "create table spending (model text not null, usd real not null, basis text not null, created text not null)"
+# what joined later still and no older release misses
+COUNTED = "create table if not exists counted (name text primary key)"
 OPEN_ENDED = (
     "alter table replies add column open_key text",
     "alter table replies add column max_tokens integer",
@@ -42,6 +45,7 @@ OPEN_ENDED = (
 )
 COLUMNS = "key, model, request, reply, raw, created, open_key, max_tokens"
 _INSERT = f"insert into main.replies ({COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing"
+_SPEND = "insert into spending values (?, ?, ?, ?)"
 _IS_JSON = "(json_valid(request) and json_valid(reply) and json_valid(raw))"
 _LATER = {"top_logprobs", "logprobs"}
 """Fields that requests and replies did not have at first."""
@@ -127,12 +131,22 @@ class ReplyStore:
 
         The first reply to a request stays.
         """
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        rows = [_row(entry, now) for entry in entries]
-        spent = [(spending.model, spending.usd, spending.basis, now) for spending in spendings]
+        now = _now()
+        rows = (_row(entry, now) for entry in entries)  # one at a time: a reply may be megabytes
         with self._writing, self._named_errors(), self._transaction():
             self._writer.executemany(_INSERT, rows)
-            self._writer.executemany("insert into spending values (?, ?, ?, ?)", spent)
+            self._writer.executemany(_SPEND, [_spent_row(spending, now) for spending in spendings])
+
+    def count_once(self, name: str, spending: Spending) -> bool:
+        """Keep what was spent on what has this name, unless that was done before; whether it was not.
+
+        For what may be counted again after a kill: the name is kept in the same transaction.
+        """
+        with self._writing, self._named_errors(), self._transaction():
+            new = self._writer.execute("insert into counted values (?) on conflict do nothing", (name,)).rowcount
+            if new:
+                self._writer.execute(_SPEND, _spent_row(spending, _now()))
+        return bool(new)
 
     async def look_up(self, fingerprint: str, request: Request) -> Reply | None:
         """`find`, as a `Replies`."""
@@ -254,6 +268,7 @@ class ReplyStore:
             if version == 1:
                 for statement in (*OPEN_ENDED, SPENDING, f"pragma user_version = {VERSION}"):
                     self._writer.execute(statement)
+            self._writer.execute(COUNTED)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -325,7 +340,12 @@ class Remembered:
             call.task.add_done_callback(lambda _: self._calls.pop(key))
         else:
             self.hits += 1
-        return await call.result()
+        try:
+            return await call.result()
+        except asyncio.CancelledError:
+            if self._store.failure and call.task.cancelled():  # by `_end`, perhaps before it had begun
+                raise DataError(self._store.failure) from None
+            raise
 
     async def close(self) -> None:
         await self._chat.close()
@@ -336,13 +356,8 @@ class Remembered:
     async def _ask(self, request: Request) -> Reply:
         if self._store.failure:
             raise DataError(self._store.failure)
-        try:
-            reply = await self._chat.reply(request)
-            await self._keep(Entry(self.fingerprint, request, reply))
-        except asyncio.CancelledError:
-            if self._store.failure:  # `_end` cancelled it
-                raise DataError(self._store.failure) from None
-            raise
+        reply = await self._chat.reply(request)
+        await self._keep(Entry(self.fingerprint, request, reply))
         return replace(reply, raw={})
 
     async def _keep(self, entry: Entry) -> None:
@@ -432,6 +447,14 @@ def _row(entry: Entry, created: str) -> tuple[str | int, ...]:
     )
 
 
+def _spent_row(spending: Spending, created: str) -> tuple[str, float, str, str]:
+    return spending.model, spending.usd, spending.basis, created
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def _whole_row(cells: tuple[bytes, ...]) -> tuple[str | int, ...]:
     """A row of a damaged store with what is made of it; raises where it is not what was written."""
     row = tuple(cell.decode() for cell in cells)
@@ -483,9 +506,10 @@ def _what_to_do(path: Path, error: Exception) -> str:
     name = getattr(error, "sqlite_errorname", "")
     reason = one_line(error).partition(" with text ")[0]  # what is no text is nothing to show
     if _is_damage(error):
+        command = shlex.join(("anchored", "merge-replies", "saved.sqlite", str(path)))
         return (
             f"the store of replies is damaged ({reason}); move it aside, with its -wal and -shm, and its replies are "
-            f"asked again; `anchored merge-replies saved.sqlite {path}` saves what can be read, to put in its place"
+            f"asked again; `{command}` saves what can be read, to put in its place"
         )
     if _is_of_the_disk(error):
         return f"the disk takes no more ({reason}); make room, then the same command goes on: what is stored is safe"

@@ -125,4 +125,8 @@ def _count(value: Any) -> int:
 
 def _valid(text: str) -> str:
     """Text that every file can hold: half of a surrogate pair, where an endpoint cut one, becomes a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text

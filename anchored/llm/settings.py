@@ -20,6 +20,11 @@ _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 Engine = Literal["vllm", "sglang", "transformers"]
 """The servers that can be started for a model folder."""
 
+_SECRET = re.compile(
+    r"(?:^|[_-])(?:api[_-]?key|authorization|(?:hf|hub|api|auth|access|bearer)[_-]token|secret|password)$",
+    re.IGNORECASE,
+)
+
 _OURS = {"host", "port", "model", "model-path", "served-model-name", "api-key", "force-model"}
 
 _HOW = """
@@ -54,6 +59,19 @@ class Sampling(Settings):
         return Request(tuple(messages), self.temperature, self.top_p, self.max_tokens, index, seed)
 
 
+class Price(Settings):
+    """What a model's tokens cost, in USD per million."""
+
+    how_only: ClassVar[frozenset[str]] = frozenset({"input", "output", "cached_input"})
+
+    input: float = Field(ge=0, allow_inf_nan=False)
+    """Of the prompt's tokens."""
+    output: float = Field(ge=0, allow_inf_nan=False)
+    """Of the reply's tokens; those of its thinking count."""
+    cached_input: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Of prompt tokens that the endpoint had kept from before; null: as input."""
+
+
 class ServedSampling(Sampling):
     """Answers of a model whose server we may start ourselves."""
 
@@ -76,6 +94,16 @@ class ServedSampling(Sampling):
         if taken := sorted(_OURS & set(plain)):
             raise ValueError(f"{taken[0]} is set for you: the server is of this model, on a free port of this machine")
         return plain
+
+    @field_validator("serve_options", "serve_env", "extra_body", check_fields=False)
+    @classmethod
+    def _hold_no_key(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if name := _secret_in(given):
+            raise ValueError(
+                f"{name}: keys do not stand in recipes, which are written into run folders; put it in an environment "
+                "variable, which key_env names for an endpoint, and which a server that is started here never gets"
+            )
+        return given
 
     @model_validator(mode="after")
     def _has_a_server(self) -> Self:
@@ -119,7 +147,7 @@ class LocalSampling(ServedSampling):
 class SampleSettings(LocalSampling):
     """Answers drawn from the policy: in this process, by a server that is started, or by one that already runs."""
 
-    how_only: ClassVar[frozenset[str]] = LocalSampling.how_only | {"base_url", "key_env"}
+    how_only: ClassVar[frozenset[str]] = LocalSampling.how_only | {"base_url", "key_env", "price"}
 
     base_url: str | None = None
     """Where a server of yours already answers for the policy: what stands before `/chat/completions`."""
@@ -127,6 +155,8 @@ class SampleSettings(LocalSampling):
     """The name by which the server at base_url knows the policy."""
     key_env: str | None = None
     """The environment variable that holds that server's key; null: none is sent."""
+    price: Price | None = None
+    """What tokens cost at base_url, as of a teacher; null: money is not counted."""
 
     @field_validator("base_url")
     @classmethod
@@ -141,8 +171,8 @@ class SampleSettings(LocalSampling):
     @model_validator(mode="after")
     def _is_in_one_place(self) -> SampleSettings:
         if self.base_url is None:
-            if self.model or self.key_env:
-                raise ValueError("model and key_env belong to a server that already runs; set base_url too")
+            if self.model or self.key_env or self.price:
+                raise ValueError("model, key_env and price belong to a server that already runs; set base_url too")
             if self.extra_body and self.serve is None:
                 raise ValueError("extra_body is for the requests to a server; set serve or base_url too")
             return self
@@ -156,7 +186,7 @@ class SampleSettings(LocalSampling):
         """The endpoint that already has the policy, if there is one."""
         if self.base_url is None or self.model is None:
             return None
-        shared = (*Sampling.model_fields, "concurrency", "extra_body", "base_url", "model", "key_env")
+        shared = (*Sampling.model_fields, "concurrency", "extra_body", "base_url", "model", "key_env", "price")
         return EndpointSettings(**{name: getattr(self, name) for name in shared})
 
 
@@ -199,19 +229,6 @@ class Address(Settings):
         if parts.path.rstrip("/").endswith("/completions"):
             raise ValueError(f"{url!r} goes too far; leave off what begins with /chat/completions")
         return url.rstrip("/")
-
-
-class Price(Settings):
-    """What a model's tokens cost, in USD per million."""
-
-    how_only: ClassVar[frozenset[str]] = frozenset({"input", "output", "cached_input"})
-
-    input: float = Field(ge=0, allow_inf_nan=False)
-    """Of the prompt's tokens."""
-    output: float = Field(ge=0, allow_inf_nan=False)
-    """Of the reply's tokens; those of its thinking count."""
-    cached_input: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Of prompt tokens that the endpoint had kept from before; null: as input."""
 
 
 class BatchSettings(Settings):
@@ -301,6 +318,16 @@ class EndpointSettings(ServedSampling, Address):
         """The same at one other address."""
         changed = {"base_url": address.base_url, "key_env": address.key_env, "more_endpoints": ()}
         return self.model_copy(update=changed)
+
+
+def _secret_in(given: Any) -> str:
+    """The first name of a key in nested settings; "" if there is none."""
+    if isinstance(given, list):
+        return next(filter(None, map(_secret_in, given)), "")
+    if not isinstance(given, dict):
+        return ""
+    named = next((str(name) for name, value in given.items() if _SECRET.search(str(name)) and value), "")
+    return named or _secret_in(list(given.values()))
 
 
 def is_loopback(url: str) -> bool:

@@ -19,6 +19,7 @@ from anchored.records import Outcome, Pair, Score
 from anchored.report.evaluated import Evaluated, read_evaluated
 from anchored.report.scoreboard import Scoreboard, scoreboards
 from anchored.runs import Run, read_lines
+from anchored.teachers import TEAM, teachers
 
 Group = Literal["training", "held-out", "refused"]
 
@@ -79,13 +80,12 @@ class Contents:
     @property
     def teacher(self) -> str | None:
         """The stronger models that revised, judged or answered; None where the data was judged already."""
-        method = self.setting("create.method")
-        if method == "judge-off-policy" and not (self.setting("create.candidates") or self.setting("create.answers")):
+        asked = teachers(self.recipe.get("create") or {})
+        if not asked:
             return None
-        if method == "clair" and (team := self.setting("create.team")):
-            return ", ".join(dict.fromkeys(step["model"] for step in team))
-        role = {"clair": "reviser", "stronger-preferred": "stronger"}.get(method, "judge")
-        return self.setting(f"create.{role}.model") if method else None
+        if asked[0] == TEAM:
+            return ", ".join(dict.fromkeys(step["model"] for step in self.setting("create.team")))
+        return self.setting(f"create.{asked[0]}.model")
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -101,6 +101,22 @@ def test_a_budget_needs_the_price_of_everybody_who_is_asked() -> None:
         CreateSettings.model_validate({**off_policy, "candidates": [{**OTHER, "price": price}, ANOTHER]})
 
 
+def test_a_budget_needs_the_price_of_a_policy_that_takes_a_key() -> None:
+    price = {"input": 2.5, "output": 10}
+    free = {"base_url": "http://127.0.0.1:1/v1", "model": "mine"}
+    paid = {**free, "base_url": "https://llm.example/v1", "key_env": "MINE"}
+    rest = {"budget_usd": 9, "reviser": {"price": price}}
+    CreateSettings.model_validate({**rest, "sample": free})
+    with pytest.raises(ValidationError, match=r"what the policy costs at https://llm.example/v1 is not known"):
+        CreateSettings.model_validate({**rest, "sample": paid})
+    assert set(CreateSettings.model_validate({**rest, "sample": {**paid, "price": price}}).prices()) == {
+        "policy",
+        "teacher",
+    }
+    with pytest.raises(ValidationError, match="price belong to a server that already runs"):
+        CreateSettings.model_validate({**rest, "sample": {"price": price}})
+
+
 @pytest.mark.parametrize(
     ("settings", "roles", "asks_policy"),
     [

@@ -25,7 +25,7 @@ from scripted import (
 )
 
 from anchored.create.settings import CreateSettings
-from anchored.datasets_io import PromptRows, read_pairs, read_rows
+from anchored.datasets_io import PromptRows, read_pairs, read_prompts, read_rows
 from anchored.errors import DataError, RecipeError
 from anchored.llm.chat import Reply, Request
 from anchored.records import Message, Outcome, Prompt, user_prompt
@@ -167,6 +167,17 @@ def test_the_policys_own_answers_are_read_and_not_sampled(tmp_path: Path) -> Non
     assert summary.outcomes == {"ok": 2, "missing_answer": 1}
     (refused,) = read_rows(tmp_path / "judge/refused.parquet")
     assert "no second answer" in refused.detail
+
+
+def test_an_id_of_two_prompts_costs_the_others_no_answer_and_is_told(tmp_path: Path) -> None:
+    asked = [{"id": "1", "prompt": "a"}, {"id": "2", "prompt": "b"}, {"id": "2", "prompt": "c"}]
+    rows = read_prompts(write(tmp_path / "prompts.jsonl", *asked))
+    known = [{"id": name, "completion": "The answer to it is known."} for name in ("1", "2")]
+    chosen = settings(answers={"policy": write(tmp_path / "answers.jsonl", *known)})
+    heard = Heard()
+    summary = make_with(tmp_path / "run", rows, chosen, {"teacher": Scripted("teacher", revise)}, heard)
+    assert summary.outcomes == {"ok": 1, "missing_answer": 2}
+    assert "1 ids of the data name several prompts each (the first: '2')" in heard.notes[0]
 
 
 def test_answers_without_any_row_that_is_one_end_it_at_once(tmp_path: Path) -> None:

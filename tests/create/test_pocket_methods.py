@@ -19,7 +19,7 @@ from anchored.llm.shared import Books
 from anchored.pipeline import Batching, Plan, _opened, execute
 from anchored.pocket import world
 from anchored.pocket.tasks import is_right, task_of
-from anchored.pocket.teacher import Teacher
+from anchored.pocket.teacher import Faults, Teacher
 from anchored.progress import Silent
 from anchored.records import Outcome
 from anchored.runs import Run
@@ -134,6 +134,24 @@ def test_the_best_of_equal_revisions_needs_no_judge_and_is_told_to_be_paid_for_i
     assert parts["reviser"] == 2 * summary["replies"]["policy"]["asked"]
     (told,) = [note for note in heard.notes if "seems to ignore temperature and seed" in note]
     assert told.startswith("pocket-teacher: two samples")
+
+
+def test_a_policy_behind_an_endpoint_is_paid_for_as_a_teacher_is(tmp_path: Path) -> None:
+    price = "price: {input: 2, output: 10}"
+    with Teacher(Faults(leak=1.0)) as teacher:
+        here = f"model: pocket-teacher, base_url: '{teacher.base_url}', {price}"
+        settings = f"create.sample={{{here}, max_tokens: 500}}", f"create.reviser={{{here}}}", "create.filters=[]"
+        run = create(tmp_path / "run", *settings)
+        parts = Counter(seen.part for seen in teacher.requests)
+        cost = sum(2e-6 * seen.prompt_tokens + 1e-5 * seen.completion_tokens for seen in teacher.requests)
+        assert parts["stronger"] == parts["reviser"] == 26
+        with pytest.raises(AnchoredError, match=r"create\.budget_usd is"):
+            create(tmp_path / "capped", *settings, f"create.budget_usd={cost / 3}")
+        capped = sum(2e-6 * seen.prompt_tokens + 1e-5 * seen.completion_tokens for seen in teacher.requests) - cost
+    summary = run.summary("create")
+    assert summary is not None
+    assert summary["replies"]["policy"]["spent"]["run_usd"] == pytest.approx(cost)
+    assert 0 < capped <= cost / 3
 
 
 def test_a_team_of_revisers_makes_right_answers(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from anchored.evaluate.settings import EvaluateSettings
 from anchored.evaluate.stage import Checkpoint, evaluate
 from anchored.llm.chat import Chat, Reply, Request
 from anchored.llm.local_chat import LocalChat
-from anchored.llm.model_folder import load_model, load_tokenizer
+from anchored.llm.model_folder import load_model, load_tokenizer, without_future_warnings
 from anchored.llm.replies import ReplyStore
 from anchored.pipeline import Plan, execute
 from anchored.plan import make_plan
@@ -182,9 +182,9 @@ def test_likelihoods_are_lm_evals_own(theirs: dict[str, Any], run: Run) -> None:
 def test_an_adapter_is_measured_on_its_base_model(tasks: Path, tmp_path: Path) -> None:
     base = save_folder(tmp_path / "base")
     torch.manual_seed(0)
-    adapted: Any = get_peft_model(
-        load_model(base), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    )
+    adapters = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    with without_future_warnings():
+        adapted: Any = get_peft_model(load_model(base), adapters)
     adapted.save_pretrained(tmp_path / "adapter")
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     load_tokenizer(base).save_pretrained(tmp_path / "merged")
@@ -368,7 +368,11 @@ def test_a_metric_that_is_no_mean_of_grades_is_left_out_by_name(tmp_path: Path) 
             {},
             r"lm-eval cannot load odd: .*gone\.jsonl.*its data must be",
         ),
-        ({"process_results": Function("odd.of")}, {}, "odd needs a package: No module named 'nowhere_to_be_found'"),
+        (
+            {"process_results": Function("odd.of")},
+            {},
+            "odd needs what cannot be imported: .*No module named 'nowhere_to_be_found'",
+        ),
         ({}, {"include": "nowhere"}, "evaluate.lm_eval.include: nowhere is no folder"),
     ],
 )

@@ -138,6 +138,32 @@ def test_a_trial_takes_some_of_both_kinds(tmp_path: Path, server: FaultServer) -
     assert [row["id"] for row in rows] == ["free-form/0", "free-form/1", "multiple-choice/0", "multiple-choice/1"]
 
 
+def test_a_plan_says_who_will_not_answer_and_what_to_do(tmp_path: Path, server: FaultServer) -> None:
+    clone, path = save(tmp_path / "clone"), tmp_path / "recipe.yaml"
+    evaluation: dict[str, Any] = {
+        "benchmarks": [NAME],
+        "mixeval": {"data": str(clone), "official_data": False},
+        "judge": {"model": "judge", "base_url": server.base_url, "key_env": "THE_JUDGES_KEY"},
+        "stronger": {"model": "large", "base_url": server.base_url, "key_env": None},
+    }
+    creation = {"prompts": {"data": "pocket", "take": 8}, "reviser": {"model": "pocket-teacher", "serve": "pocket"}}
+    path.write_text(yaml.safe_dump({"policy": {"model": "pocket"}, "create": creation, "evaluate": evaluation}))
+
+    async def refuses_the_key(request: Any) -> Any:
+        return await fails(401 if "secret" in request.headers.get("Authorization", "") else 404)(request)
+
+    server.always = refuses_the_key
+    done = anchored("plan", path, "--out", tmp_path / "run", env={"THE_JUDGES_KEY": "sk-secret"})
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.out.splitlines() if "│" in line]
+    answers = {row[0]: row[3] for row in rows if len(row) == 4}
+    assert answers == {"create: teacher": "not tried", "evaluate: judge": "no", "evaluate: stronger": "yes"}
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "evaluate: judge: " in done.err
+    assert "THE_JUDGES_KEY" in done.err
+    assert "sk-secret" not in done.err + done.out
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_with_what_is_missing(tmp_path: Path, server: FaultServer) -> None:
     run, clone = trained(tmp_path / "run"), save(tmp_path / "clone")

@@ -205,11 +205,11 @@ def test_interrupted_it_says_what_goes_on_and_a_live_run_takes_it_over(
 def test_exported_run_elsewhere_and_imported_the_pairs_are_the_same(
     server: BatchServer, live: Path, tmp_path: Path, answer: Answer
 ) -> None:
-    folder = tmp_path / "run"
+    folder = tmp_path / "a run"
     stopped = anchored_here(*arguments(server, folder, "--batch-export"))
     exported = folder / "batches" / "export-0001.jsonl"
     assert stopped.code == 3
-    assert f"{ROWS} requests are in {exported}; run them, as with `vllm run-batch -i {exported}" in stopped.err
+    assert f"{ROWS} requests are in {exported}; run them, as with `vllm run-batch -i '{exported}' -o '" in stopped.err
     assert not (folder / "pairs.parquet").exists()
     results = tmp_path / "OUT.jsonl"
     with open(exported) as lines, open(results, "w") as out:

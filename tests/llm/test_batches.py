@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
+import os
 import random
+import signal
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
@@ -20,7 +25,7 @@ from anchored.errors import BudgetReached, DataError, ModelError, ReplyError, St
 from anchored.llm.ask import ask_all, work_in_order
 from anchored.llm.batch_api import BatchApi
 from anchored.llm.batch_endpoint import cancel_batches
-from anchored.llm.batch_files import BatchFolder, keys_of, outcome
+from anchored.llm.batch_files import Batch, BatchFolder, keys_of, outcome
 from anchored.llm.batches import BatchChat, Means, Way
 from anchored.llm.chat import Reply, Request
 from anchored.llm.connection import Connection
@@ -624,6 +629,39 @@ def test_what_got_no_reply_and_may_have_been_billed_is_spent_once(server: BatchS
         found = ask(server, tmp_path, purse=purse, price=PRICE, how={"retries": 0}, complete=False)
         assert texts(found) == ["NoReply"] * 5 + ["FOX"]
         expected = {"unsure": pytest.approx(3 * worst(server)), "usage": pytest.approx(USED)}
+        assert by_basis(tmp_path) == expected
+        assert purse.spent().by_basis == expected
+    assert len(server.batches) == 1
+
+
+def die_before_it_is_noted_as_kept(base_url: str, folder: Path) -> None:
+    """A process that is killed when the batch's money is counted, and its file does not say so yet."""
+    save = Batch.save
+
+    def save_or_die(batch: Batch) -> None:
+        if batch.state.kept:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(batch)
+
+    Batch.save = save_or_die
+    there = cast(BatchServer, SimpleNamespace(base_url=base_url))
+    ask(there, folder, purse=Purse(1.0), price=PRICE, how={"retries": 0}, complete=False)
+
+
+def test_a_kill_between_counting_and_noting_it_counts_nothing_twice(server: BatchServer, tmp_path: Path) -> None:
+    server.fates = [Fate(refused=dict.fromkeys((0, 2), (504, "gave up")))]
+    spawned = multiprocessing.get_context("spawn").Process(
+        target=die_before_it_is_noted_as_kept, args=(server.base_url, tmp_path)
+    )
+    spawned.start()
+    spawned.join()
+    assert spawned.exitcode == -signal.SIGKILL
+    expected = {"unsure": pytest.approx(2 * worst(server)), "usage": pytest.approx(4 * USED)}
+    assert by_basis(tmp_path) == expected
+    for _ in range(2):
+        purse = Purse(1.0, spendings(tmp_path))
+        found = ask(server, tmp_path, purse=purse, price=PRICE, how={"retries": 0}, complete=False)
+        assert Counter(texts(found))["NoReply"] == 2
         assert by_basis(tmp_path) == expected
         assert purse.spent().by_basis == expected
     assert len(server.batches) == 1

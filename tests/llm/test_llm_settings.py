@@ -166,3 +166,23 @@ def test_rates_and_prices_are_numbers_that_can_be(bad: dict[str, Any]) -> None:
 def test_a_server_that_is_started_is_the_only_one() -> None:
     with pytest.raises(ValidationError, match="leave out more_endpoints"):
         EndpointSettings(model="m", serve="vllm", more_endpoints=[{"base_url": "http://127.0.0.1:1/v1"}])  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"extra_body": {"api_key": "sk-planted"}},
+        {"extra_body": {"router": [{"headers": {"Authorization": "Bearer sk-planted"}}]}},
+        {"serve": "vllm", "serve_env": {"HF_TOKEN": "sk-planted"}},
+        {"serve": "vllm", "serve_options": {"hf-token": "sk-planted"}},
+    ],
+)
+@pytest.mark.parametrize("settings", [EndpointSettings, SampleSettings])
+def test_no_key_stands_in_a_recipe(settings: type[EndpointSettings], given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="keys do not stand in recipes"):
+        settings.model_validate({"model": "m", "base_url": "http://127.0.0.1:1/v1", **given})
+
+
+def test_what_only_looks_like_a_key_may_stand_there() -> None:
+    body = {"stop_token_ids": [1], "eos_token": "</s>", "max_tokens_secretly": 3, "api_key": None}
+    assert EndpointSettings(model="m", extra_body=body).extra_body == body

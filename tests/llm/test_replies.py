@@ -8,8 +8,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -254,12 +256,32 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> Non
     assert path.read_bytes() == b"not a database, " * 500
 
 
+def test_many_replies_of_megabytes_are_written_one_at_a_time(path: Path) -> None:
+    text = "x" * 4_000_000
+    with ReplyStore(path) as store:
+        entries = [Entry("m", Request((Message("user", str(n)),)), Reply(text, "stop", "m")) for n in range(12)]
+        tracemalloc.start()
+        try:
+            store.put(entries)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 5 * len(text)
+
+
 def test_a_damaged_store_is_refused(path: Path) -> None:
     fill(path)
     content = bytearray(path.read_bytes())
     content[5000:-5000] = os.urandom(len(content) - 10_000)
     path.write_bytes(content)
     assert_refused(path, r"damaged .*move it aside.*merge-replies saved\.sqlite")
+
+
+def test_the_way_out_of_a_damaged_store_can_be_typed_as_it_stands(path: Path) -> None:
+    spaced = path.parent / "my runs" / path.name
+    fill(spaced)
+    os.truncate(spaced, 100_000)
+    assert_refused(spaced, rf"`anchored merge-replies saved\.sqlite '{spaced}'`")
 
 
 def test_a_store_that_was_cut_short_is_refused(path: Path) -> None:
@@ -392,3 +414,24 @@ def test_a_store_that_takes_no_more_lets_nothing_more_be_sent(tmp_path: Path, mo
         with pytest.raises(DataError, match="takes no more"):
             asyncio.run(ask_all(store.remember(FourAtOnce()), map(a_request, map(str, range(200)))))
         assert len(sent) <= 8, "four whose replies are lost, and four under way"
+
+
+def test_who_asks_in_the_moment_in_which_the_disk_is_full_is_told_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> list[Any]:
+        remembered = store.remember(CountingChat())
+
+        async def keep(*_: object) -> None:
+            late.append(asyncio.create_task(remembered.reply(a_request("late"))))
+            await asyncio.sleep(0)  # it has asked, and its call has not begun
+            raise DataError("the disk takes no more")
+
+        late: list[asyncio.Task[Reply]] = []
+        monkeypatch.setattr(store, "keep", keep)
+        first = await asyncio.gather(remembered.reply(a_request("first")), return_exceptions=True)
+        return [*first, *await asyncio.gather(*late, return_exceptions=True)]
+
+    with ReplyStore(tmp_path / "replies.sqlite") as store:
+        results = asyncio.run(main())
+    assert [(type(result), str(result)) for result in results] == [(DataError, "the disk takes no more")] * 2
