@@ -191,7 +191,7 @@ class Scoring:
         """Which share, in percent, of the distance to the stronger model each checkpoint has come."""
         rows = []
         stronger = self.models.stronger
-        for part in self.parts if stronger is not None and self.models.trained else []:
+        for part in self.parts if stronger is not None else []:
             found = self._estimate(part, [*self.models.own, stronger]) if stronger and part.category is None else None
             if found is None:
                 continue

@@ -120,6 +120,11 @@ def test_a_gap_that_may_be_none_has_no_share(tmp_path: Path) -> None:
     [row] = run_stage(tmp_path / "narrow", [asked], answers)["stronger"]
     assert row["gap"]["low"] > 0
     assert np.isfinite([*row["closed"]["epoch-01"].values()]).all()
+    # without a checkpoint there is a gap, and nobody who closes it
+    [row] = run_stage(tmp_path / "untrained", [asked], {name: answers[name] for name in (STRONGER, "start")})[
+        "stronger"
+    ]
+    assert (row["gap"]["value"], row["closed"]) == (pytest.approx(10), {})
     # one that is surely worse is no aim
     answers[STRONGER] = right_at()
     [row] = run_stage(tmp_path / "worse", [asked], answers)["stronger"]

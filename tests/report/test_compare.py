@@ -392,6 +392,16 @@ def test_a_view_is_shown_where_a_benchmark_has_it(tmp_path: Path) -> None:
         ("exact",): [(ME_0601, "exact"), ("quiz", "grade")],
     }
     assert len(compared(run.folder, views=("exact", "official")).sheets) == 3
+    # nor is another view the first where one run could not have that one
+    lacking = write_run(
+        tmp_path / "lacking",
+        recipe("clair", "dpo"),
+        scored(ME_0601, "exact", 41.0, 44.0),
+        {"improvement": [improvement(ME_0601, "exact", 3.0, 2.0, 1.0)]},
+    )
+    assert {sheet.view for sheet in compared(lacking.folder, run.folder).sheets if sheet.benchmark == ME_0601} == {
+        "official"
+    }
     with pytest.raises(DataError, match=r"--view strict: .*official, exact, grade"):
         compared(run.folder, views=("strict",))
 
