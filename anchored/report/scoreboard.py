@@ -1,6 +1,6 @@
 """Lines of scores sorted for reading: one board per benchmark and view, checkpoints by step, categories by size.
 
-A change on the starting model is the paired one where the evaluation tells it: over the items that all have grades for.
+A change on the starting model is the paired one where the evaluation tells it: over the items both have a grade for.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Scoreboard:
 
     @property
     def shared(self) -> int | None:
-        """Items behind the changes on the whole, where they are not all that a score of the run's own models has."""
+        """Items behind each change on the whole, at least, where they are fewer than a score of the run's own has."""
         n = self.gains[None].n if None in self.gains else 0
         return n if n and any(score.n > n for score in (self.start, *self.trained) if score) else None
 

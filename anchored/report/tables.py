@@ -177,7 +177,7 @@ def yield_table(outcomes: Mapping[Outcome, int]) -> Table:
 
 
 def _over(board: Scoreboard) -> str:
-    return f", over the {board.shared:,} items that all have a grade for" if board.shared else ""
+    return f", over the items that both have a grade for, at least {board.shared:,}" if board.shared else ""
 
 
 def signed(points: float | None) -> str:

@@ -163,7 +163,7 @@ def test_models_that_share_no_graded_item_have_no_change_and_it_is_said(tmp_path
     summary = run_stage(tmp_path / "run", [asked], {"start": fails_at(0, 1), "epoch-01": fails_at(2, 3)})
     assert summary["improvement"] == []
     [told] = summary["not_scored"]["asked"]
-    assert told.startswith("no exact-match change: of 4 items none has a grade of the starting model")
+    assert told.startswith("no exact-match change: of 4 items none has a grade of both the starting model and epoch-01")
     assert {row["n"] for row in read_lines(Run(tmp_path / "run").scores)} == {2}
 
 
@@ -206,3 +206,35 @@ def test_a_comparison_pairs_what_the_stage_left_in_two_runs(tmp_path: Path) -> N
     assert pair.points.value == pytest.approx(100 * 15 / 40)
     assert (pair.points.low, pair.points.high) == pytest.approx(tuple(ends), abs=1e-3)
     assert pair.holds_among_all
+
+
+def test_what_one_checkpoint_lacks_costs_no_other(tmp_path: Path) -> None:
+    asked = write_questions(tmp_path / "asked.jsonl", *(f"question {number}" for number in range(60)))
+    right = {"start": range(20), "epoch-01": range(30), "epoch-02": range(5, 50)}
+    lost: dict[str, set[int]] = {"start": {0}, "epoch-01": set(), "epoch-02": set(range(10, 40))}
+
+    def answers(name: str) -> Callable[[str], str]:
+        def say(text: str) -> str:
+            if int(text.split()[-1]) in lost[name]:
+                raise ReplyError("no luck")
+            return right_at(*right[name])(text)
+
+        return say
+
+    summary = run_stage(tmp_path / "run", [asked], {name: answers(name) for name in right}, resamples=300)
+    [row] = summary["improvement"]
+    # of epoch-01 all but the start's lost one count, although epoch-02 lost half
+    assert row["changes"]["epoch-01"]["value"] == pytest.approx(100 * (29 - 19) / 59)
+    both = [number for number in range(1, 60) if number not in lost["epoch-02"]]
+    gained = sum(number in right["epoch-02"] for number in both) - sum(number in right["start"] for number in both)
+    assert row["changes"]["epoch-02"]["value"] == pytest.approx(100 * gained / len(both))
+    assert row["n"] == len(both) == 29
+    # by hand: the same draws of all questions, each change over its own pairs
+    draws = statistics.draws(60, 300, 0).astype(float)
+    for name in ("epoch-01", "epoch-02"):
+        pairs = [number for number in range(1, 60) if number not in lost[name]]
+        change = np.array([(number in right[name]) - (number in right["start"]) for number in pairs], float)
+        resampled = 100 * draws[:, pairs] @ change / draws[:, pairs].sum(axis=1)
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        assert (row["changes"][name]["low"], row["changes"][name]["high"]) == pytest.approx((low, high))
+    assert row["mean"]["value"] == pytest.approx(np.mean([one["value"] for one in row["changes"].values()]))
