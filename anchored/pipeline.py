@@ -34,7 +34,7 @@ from anchored.evaluate.harness import Harness
 from anchored.evaluate.mixeval_files import versions
 from anchored.evaluate.mixeval_hard import MixEvalHard
 from anchored.evaluate.questions import Questions
-from anchored.evaluate.settings import EvaluateSettings, GraderSettings
+from anchored.evaluate.settings import EvaluateSettings
 from anchored.evaluate.stage import Checkpoint, check_benchmarks, evaluate
 from anchored.llm.alike import WatchedChat
 from anchored.llm.batch_api import BatchApi
@@ -493,7 +493,7 @@ async def _evaluate_checkpoints(run: Run, recipe: Recipe, progress: Progress) ->
         books = Books(store, purse)
         judges: dict[str, Chat] = {}
         checks: list[Callable[[], Awaitable[None]]] = []
-        for name, grader in {_content(one.judge): one.judge for one in benchmarks if one.judge}.items():
+        for name, grader in {_address(one.judge): one.judge for one in benchmarks if one.judge}.items():
             asked = servers.enter_context(_teacher("judge", grader, books, run, progress))
             judges[name] = books.remember(asked, paid=grader.price is not None)
             checks.append(asked.check)
@@ -512,7 +512,7 @@ async def _evaluate_checkpoints(run: Run, recipe: Recipe, progress: Progress) ->
             size = settings.sample.batch_size
             return books.remember(Likelihoods(checkpoint.folder, batch_size=size, name=checkpoint.name), paid=False)
 
-        by_name = {one.name: judges[_content(one.judge)] for one in benchmarks if one.judge}
+        by_name = {one.name: judges[_address(one.judge)] for one in benchmarks if one.judge}
         try:
             await evaluate(
                 run, settings, benchmarks, checkpoints, open_chat, progress, by_name, purse, open_likelihoods
@@ -714,10 +714,6 @@ def _checkpoints(run: Run, recipe: Recipe) -> list[Checkpoint]:
     aside = [Checkpoint(STRONGER, 0, stronger.model)] if stronger else []
     # first, so that a wrong key is found before hours of answering
     return [*aside, Checkpoint(START, 0, model_of(recipe)), *trained]
-
-
-def _content(settings: GraderSettings) -> str:
-    return settings.model_dump_json()
 
 
 class _Limited:

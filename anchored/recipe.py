@@ -131,8 +131,7 @@ def changes(run: Run, recipe: Recipe) -> list[Change]:
     before = run.read_recipe()
     if before is None:
         return []
-    old = {**shaping(_newer_settings(before)), **shaping(before)}
-    new = shaping(recipe.model_dump(mode="json"))
+    old, new = shaping(before), shaping(recipe.model_dump(mode="json"))
     keys = [key for key in {**new, **old} if old.get(key, _MISSING) != new.get(key, _MISSING)]
     if not run.has_begun("evaluate"):
         keys = [key for key in keys if not key.startswith("evaluate.")]
@@ -164,10 +163,13 @@ def _drop(settings: Any, place: Sequence[Any]) -> None:
 
 
 def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of resolved settings those that change what comes out of a run, by dotted key; not its versions."""
+    """Of resolved settings those that change what comes out of a run, by dotted key; not its versions.
+
+    Those that an older version did not know are as they are by default.
+    """
     free = _how_only(Recipe)
-    leaves = _leaves(_unversioned(settings))
-    return {key: value for key, value in leaves if free.isdisjoint(_sections(key))}
+    leaves = {**dict(_leaves(_newer_settings(settings))), **dict(_leaves(_unversioned(settings)))}
+    return {key: value for key, value in leaves.items() if free.isdisjoint(_sections(key))}
 
 
 def _unversioned(settings: Mapping[str, Any]) -> dict[str, Any]:

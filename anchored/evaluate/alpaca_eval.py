@@ -47,7 +47,7 @@ class AlpacaEval(Benchmark):
             )
         self._data = read_data(settings.data)
         self.version = self._data.version
-        self._settings, self._frame = settings, Frame(settings)
+        self._settings, self._frame = settings, Frame(settings, evaluation.seed)
         self._items = tuple(
             Item(str(place), user_prompt(one.text), one.dataset or "other")
             for place, one in enumerate(self._data.instructions)
@@ -78,12 +78,13 @@ class AlpacaEval(Benchmark):
             answers, lambda _, one: self._frame.judge(self._instruction(one.item), one.text, judge, on_grade)
         )
         grades = [self._grade(one, verdict) for one, verdict in zip(answers, verdicts, strict=True)]
-        check_failures(NAME, self._judge.model, grades, self._judge.most_failed)
+        own = self._settings.judge is not None
+        check_failures(NAME, self._judge, grades, "evaluate.alpaca.judge" if own else "evaluate.judge")
         return grades
 
     def judged_by(self, judge: Chat | None, rows: Rows) -> str:
         assert judge is not None, "a benchmark that needs a judge is given one"
-        return self._frame.fingerprint(judge, {row.grade.raw["read_by"] for row in rows.values() if row.grade.raw})
+        return self._frame.fingerprint(judge, [row.grade.raw["read_by"] for row in rows.values() if row.grade.raw])
 
     def notes(self, rows: Rows) -> Sequence[str]:
         kept = [row for item in self._items if (row := rows.get(item.id)) and row.grades]

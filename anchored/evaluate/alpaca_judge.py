@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -37,7 +37,7 @@ _FRAME = re.compile(
     r'"""\s*[,}]|model_identifier|## (?:Model Outputs|Best Model Identifier)|<\|im_(?:start|end)\|>', re.I
 )
 _QUOTES = '"""'
-_REPEATED = 0.05
+_REPEATED = _RARE = 0.05
 FRAMED, EMPTY = "holds pieces of the judge's prompt", "empty"
 _TREATED = {
     SPEAKS_TO_JUDGE: "speak to the judge; they were judged as they are",
@@ -100,7 +100,7 @@ async def judge(
     if len(failures) == len(verdicts):
         raise EvaluationError(f"{chat.name} gave no verdict on any answer of {outputs.generator}; first: {failures[0]}")
     read_by = Counter(verdict.read_by for verdict in verdicts if verdict.read_by)
-    fingerprint = frame.fingerprint(chat, read_by)
+    fingerprint = frame.fingerprint(chat, read_by.elements())
     return Judged(
         tuple(
             annotation(
@@ -122,8 +122,9 @@ async def judge(
 class Frame:
     """The judge's prompt, and how it is asked."""
 
-    def __init__(self, settings: AlpacaJudging) -> None:
-        self._settings = settings
+    def __init__(self, settings: AlpacaJudging, seed: int = 0) -> None:
+        """`seed` draws verdicts, where the temperature is above 0."""
+        self._settings, self._seed = settings, seed
         template = load(settings.prompt)
         self._by_mark = bool({*SLOT.findall(template)} & {*MARK_SLOTS})
         self._slots = MARK_SLOTS if self._by_mark else SLOTS
@@ -142,7 +143,7 @@ class Frame:
         slots = dict(zip(self._slots, map(self._quoted, (instruction.text, *shown)), strict=True))
         messages = (self._message(role, text, slots) for role, text in self._turns)
         sampling, told = self._settings, 0 if self._by_mark else self._settings.top_logprobs
-        return Request(tuple(messages), sampling.temperature, 1.0, sampling.max_tokens, index, top_logprobs=told)
+        return Request(tuple(messages), sampling.temperature, 1.0, sampling.max_tokens, index, self._seed, told)
 
     def read(self, reply: Reply, instruction: Instruction) -> Verdict:
         """The verdict of a reply about an answer to an instruction."""
@@ -185,8 +186,8 @@ class Frame:
             return None if mark is None else float(mark), BY_TEXT
         return from_text(said), BY_TEXT
 
-    def fingerprint(self, chat: Chat, read_by: Collection[str]) -> str:
-        """Model, prompt, sampling, and how its verdicts were read."""
+    def fingerprint(self, chat: Chat, read_by: Iterable[str]) -> str:
+        """Model, prompt, sampling, and how its verdicts were read; `read_by` says it of each."""
         sampling = self._settings
         facts = [
             chat.fingerprint,
@@ -240,8 +241,10 @@ def repeated(answers: Sequence[str]) -> list[str]:
     return [f"one answer is given to {count} of {len(answers)} instructions: {' '.join(text.split())[:60]!r}"]
 
 
-def _reading(read_by: Collection[str]) -> str:
-    return " and ".join(way for way in (BY_LOGPROBS, BY_TEXT) if way in read_by) or "nobody"
+def _reading(read_by: Iterable[str]) -> str:
+    """The ways; one that is rare is chance, and makes no other judge."""
+    counts = Counter(way for way in read_by if way in (BY_LOGPROBS, BY_TEXT))
+    return " and ".join(way for way in sorted(counts) if counts[way] > _RARE * counts.total()) or "nobody"
 
 
 def annotation(

@@ -202,7 +202,9 @@ class _Bridge:
         replies = await ask_all(chat, requests, on_reply=lambda _index, _reply: self._progress.advance(self._task))
         self._progress.finish(self._task)
         if all(isinstance(reply, ReplyError) for reply in replies):
-            raise EvaluationError(f"{self._task}: no item got an answer; the first one: {replies[0]}")
+            raise EvaluationError(
+                f"{self._task}: no item got an answer; the first one: {replies[0]}; mend it and repeat the command"
+            )
         return replies
 
 

@@ -79,14 +79,17 @@ def grader(benchmark: str, settings: GraderSettings | None) -> GraderSettings:
     return settings
 
 
-def check_failures(benchmark: str, model: str, grades: Sequence[Grade], most: float) -> None:
-    """Raise EvaluationError where more than the share `most` of all grades are without a verdict of judge `model`."""
+def check_failures(
+    benchmark: str, judge: GraderSettings, grades: Sequence[Grade], section: str = "evaluate.judge"
+) -> None:
+    """Raise EvaluationError where more are without a verdict than the judge's settings, in `section`, allow."""
     failed = [grade for grade in grades if NO_VERDICT in grade.remarks]
-    if len(failed) > most * len(grades):
-        shown = " ".join(failed[0].judgement.split())[:100]
+    if len(failed) > judge.most_failed * len(grades):
+        said = " ".join(failed[0].judgement.split())[:100]
+        first = f"{failed[0].note} ({said!r})" if said else failed[0].note
         raise EvaluationError(
-            f"{benchmark}: {model} gave no verdict on {len(failed)} of {len(grades)} answers, and "
-            f"evaluate.judge.most_failed is {most:g}; the first: {failed[0].note}{f' ({shown!r})' if shown else ''}; "
+            f"{benchmark}: {judge.model} gave no verdict on {len(failed)} of {len(grades)} answers, and "
+            f"{section}.most_failed is {judge.most_failed:g}; the first: {first}; "
             "take another judge, or raise max_tokens if its replies are cut"
         )
 

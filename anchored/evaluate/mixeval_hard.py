@@ -60,7 +60,6 @@ class MixEvalHard(Benchmark):
             f"temperature {settings.temperature:g}",
             f"top_p {settings.top_p:g}" if settings.top_p != 1 else "",
             f"max_tokens {settings.max_tokens}",
-            f"seed {self._seed}" if settings.temperature else "",
             "plain letters read without it" if mixeval.read_letters else "",
             "at random without a verdict" if mixeval.without_verdict == "random" else "",
         ]
@@ -85,7 +84,7 @@ class MixEvalHard(Benchmark):
         await ask_judge(judge, questions, self._judge.tries, reminder, grade)
         found = [grade for grade in grades if grade is not None]
         if self._settings.without_verdict == "leave-out":
-            check_failures(self.name, self._judge.model, found, self._judge.most_failed)
+            check_failures(self.name, self._judge, found)
         return found
 
     def _question(self, answer: Answered) -> Question[float | str]:

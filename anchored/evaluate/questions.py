@@ -34,6 +34,10 @@ class Questions(GradedByRule):
             raise EvaluationError(f"evaluate.benchmarks: no question file at {path}; give a benchmark's name or a path")
         content = path.read_bytes()
         self.name = path.name.removesuffix(".jsonl")
+        if not self.name.strip("."):
+            raise EvaluationError(
+                f"{path}: answers and scores are kept by the file's name, which says nothing; rename it"
+            )
         self.version = hashlib.sha256(content).hexdigest()[:12]
         rows = [_row(line, path, number) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
         if not rows:

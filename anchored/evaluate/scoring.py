@@ -60,6 +60,34 @@ class Part:
         table = [[_grade(rows, item, self.view) for item in graded] for rows in models]
         return statistics.estimate(np.array(table), how.resamples, how.seed, design)
 
+    def against_first(self, models: Sequence[Rows], how: Resampling) -> Estimate | None:
+        """The first model's score, and every other one's as that with its paired change.
+
+        A change is over the items for which both have a grade, so one model's failures cost the others nothing. None
+        where a pair has no such item.
+        """
+        if self.has_same_grades(models):
+            return self.estimate(models, how)
+        first, *others = models
+        alone = self.estimate([first], how)
+        pairs = [self.estimate([first, other], how) for other in others]
+        if alone is None or None in pairs:
+            return None
+        found = [alone, *filter(None, pairs)]
+        values = [alone.values[0] + (one.values[-1] - one.values[0]) for one in found]
+        resampled = [alone.resampled[:, 0] + (one.resampled[:, -1] - one.resampled[:, 0]) for one in found]
+        return Estimate(np.array(values), np.stack(resampled, axis=1), all(one.known for one in found))
+
+    def has_same_grades(self, models: Sequence[Rows]) -> bool:
+        """Whether all models have grades for the same items."""
+        first, *others = ([item.id for item in self.graded([rows])] for rows in models)
+        return all(other == first for other in others)
+
+    def fewest_shared(self, models: Sequence[Rows]) -> int:
+        """Of how many items at least each model's change on the first one is."""
+        first, *others = models
+        return min(len(self.graded([first, other])) for other in others)
+
     def without(self, asked: frozenset[str]) -> Part:
         """The same without the items that ask one of these things."""
         return replace(self, items=[item for item in self.items if item.asked not in asked])
@@ -106,6 +134,7 @@ class Scoring:
         self.benchmark, self.models, self._how = benchmark, models, how
         self.parts = list(parts(benchmark))
         self._together: dict[tuple[str, str | None], Estimate | None] = {}
+        self._alike: dict[tuple[str, str | None], bool] = {}
         self.failures: list[str] = []
         """Why there are scores that could not be had."""
 
@@ -114,21 +143,42 @@ class Scoring:
         rows = self.all[model]
         graded = part.graded([rows])
         found, place = None, model
-        if model < len(self.models.own) and len(graded) == len(part.graded(self.models.own)):
+        # where nobody lacks what another has, each one's score is known already
+        if model < len(self.models.own) and self._has_same_grades(part):
             found = self.together(part)
         if found is None:
             found, place = self._estimate(part, [rows]), 0
         return (found.interval(place), len(graded)) if found else None
 
     def together(self, part: Part) -> Estimate | None:
-        """The starting model and all checkpoints, over what every one of them has a grade for."""
+        """The starting model, and all checkpoints by their paired changes on it."""
         name = part.view.name, part.category
         if name not in self._together:
             self._together[name] = self._estimate(part, self.models.own)
+            apart = [
+                name
+                for name, rows in zip(self.models.trained, self.models.checkpoints, strict=True)
+                if part.category is None and not part.graded([self.models.start, rows])
+            ]
+            if apart:
+                self.failures.append(
+                    f"no {part.view.name} change: of {len(part.items)} items none has a grade of both the starting "
+                    f"model and {', '.join(apart)}"
+                )
         return self._together[name]
 
+    def _has_same_grades(self, part: Part) -> bool:
+        """Whether the starting model and all checkpoints have grades for the same items."""
+        name = part.view.name, part.category
+        if name not in self._alike:
+            self._alike[name] = part.has_same_grades(self.models.own)
+        return self._alike[name]
+
     def improvements(self) -> list[dict[str, Any]]:
-        """One row per view and category: max, mean, sd and last over checkpoints (Table 2), and every change."""
+        """One row per view and category: max, mean, sd and last over checkpoints (Table 2), and every change.
+
+        `n`: the items that the start and a checkpoint both have a grade for; the fewest, where checkpoints differ.
+        """
         rows = []
         for part in self.parts if self.models.trained else []:
             found = self.together(part)
@@ -138,7 +188,7 @@ class Scoring:
             rows.append(
                 {
                     **self._named(part),
-                    "n": len(part.graded(self.models.own)),
+                    "n": part.fewest_shared(self.models.own),
                     **asdict(gain),
                     "max_checkpoint": self.models.trained[gain.max_checkpoint],
                     "changes": {
@@ -174,7 +224,7 @@ class Scoring:
                     "on_view": on.parts[0].view.name,
                     "checkpoints": [self.models.trained[place - 1] for place in chosen],
                     **self._named(part),
-                    "n": len(rest.graded(self.models.own)),
+                    "n": rest.fewest_shared([self.models.start, *(self.models.checkpoints[one - 1] for one in chosen)]),
                     "left_out": len(part.items) - len(rest.items),
                     "score": float(found.values[chosen].mean()),
                     "gain": asdict(found.changes(chosen)),
@@ -186,7 +236,7 @@ class Scoring:
         """Which share, in percent, of the distance to the stronger model each checkpoint has come."""
         rows = []
         stronger = self.models.stronger
-        for part in self.parts if stronger is not None and self.models.trained else []:
+        for part in self.parts if stronger is not None else []:
             found = self._estimate(part, [*self.models.own, stronger]) if stronger and part.category is None else None
             if found is None:
                 continue
@@ -231,7 +281,7 @@ class Scoring:
 
     def _estimate(self, part: Part, models: Sequence[Rows]) -> Estimate | None:
         try:
-            return part.estimate(models, self._how)
+            return part.against_first(models, self._how)
         except EvaluationError as error:
             if (failure := f"no {part.view.name} score: {error}") not in self.failures:
                 self.failures.append(failure)

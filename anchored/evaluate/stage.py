@@ -167,7 +167,9 @@ async def _answer(
     sample = (settings.stronger if checkpoint.name == STRONGER else None) or settings.sample
     answers = await _ask(chat, benchmark.items(), task, sample, settings.seed, progress)
     if all(isinstance(answer.reply, ReplyError) for answer in answers):
-        raise EvaluationError(f"{task}: no item got an answer; the first one: {answers[0].reply}")
+        raise EvaluationError(
+            f"{task}: no item got an answer; the first one: {answers[0].reply}; mend it and repeat the command"
+        )
     if more := benchmark.more_items(_answered(answers)):
         answers += await _ask(chat, more, f"{task}, asked again", sample, settings.seed, progress)
     return answers

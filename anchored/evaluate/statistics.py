@@ -78,6 +78,8 @@ class Estimate:
         whole = interval(float(self.values[of] - self.values[0]), distance)
         if not self.known or whole.low <= 0:
             return None
+        # fewer than 1 in 40 resamples have no such distance
+        distance = np.where(distance > 0, distance, np.nan)
         come = self.resampled[:, model] - self.resampled[:, 0]
         return interval(100 * float((self.values[model] - self.values[0]) / whole.value), 100 * come / distance)
 
@@ -94,6 +96,8 @@ class Stratum:
     """Which cluster each is in, from 0 on."""
     count: int
     """Clusters that are drawn from, those without any grade included."""
+    place: int = 0
+    """Among all strata, those without any grade included: each has draws of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +135,14 @@ def design(
     present = [name for name, inside in members.items() if (inside & has_grade).any()]
     total = sum(int(members[name].sum()) for name in present)
     found = []
-    for name in present:
+    for stratum, name in enumerate(members):
+        if name not in present:
+            continue
         places = np.flatnonzero(members[name]).tolist()
         numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters[place] for place in places))}
         kept = [place for place in places if has_grade[place]]
         numbered = np.array([numbers[clusters[place]] for place in kept])
-        found.append(Stratum(len(places) / total, place_of[kept], numbered, len(numbers)))
+        found.append(Stratum(len(places) / total, place_of[kept], numbered, len(numbers), stratum))
     return Design(tuple(found), decimals)
 
 
@@ -155,8 +161,8 @@ def resampled_scores(
 ) -> Float[ndarray, "resamples rows"]:
     """Scores of each row over resampled clusters; the rows share each draw."""
     total = np.zeros((resamples, len(grades)))
-    for place, stratum in enumerate(how.strata):
-        drawn = draws(stratum.count, resamples, seed, place)
+    for stratum in how.strata:
+        drawn = draws(stratum.count, resamples, seed, stratum.place)
         sums = np.zeros((len(grades), stratum.count))
         np.add.at(sums.T, stratum.clusters, grades[:, stratum.items].T)
         sizes = drawn @ np.bincount(stratum.clusters, minlength=stratum.count)
@@ -220,11 +226,13 @@ def _unknown(found: Improvement) -> Improvement:
     )
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def draws(count: int, resamples: int, seed: int, place: int = 0) -> Int[ndarray, "resamples clusters"]:
     """How often each cluster is in each resample."""
     rng = np.random.default_rng([seed, place] if place else seed)
-    return rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    # one is drawn once on average, and never 255 times; benchmarks of 14,000 questions are kept drawn as well
+    return np.minimum(drawn, 255).astype(np.uint8) if count > 255 else drawn
 
 
 def _low(resampled: Float[ndarray, " resamples"]) -> float:

@@ -16,12 +16,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from anchored.errors import AnchoredError, DataError, ModelError, NoReply, ReplyError, Stopped
+from anchored.errors import AnchoredError, DataError, ModelError, Stopped
 from anchored.llm.batch_api import BatchApi, Look
 from anchored.llm.batch_endpoint import BatchEndpoint
 from anchored.llm.batch_files import Asked, Batch, BatchFolder, Counted, Results, State, keys_of, request_line
+from anchored.llm.batch_mishaps import Mishaps
 from anchored.llm.batch_queue import Queue, Row
 from anchored.llm.batch_results import BatchResults
 from anchored.llm.bodies import fingerprint, request_body
@@ -45,13 +46,6 @@ TURNS = 8
 """Of the event loop, more than lie between two requests that are asked one after the other."""
 
 log = logging.getLogger(__name__)
-
-
-class _Met(NamedTuple):
-    """What a request has met in batches so far."""
-
-    last: Fault
-    times: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +80,7 @@ class BatchChat:
         self._results = BatchResults(settings, self._price, means.store, self._purse)
         self._endpoint = BatchEndpoint(settings, how, means.api, means.progress)
         self._imported = Results()
-        self._met: dict[str, _Met] = {}
-        """By key: of requests that got no reply in a batch since the stage was last complete."""
+        self._mishaps = Mishaps(self.name, how.retries if way == "submit" else None)
         self._batches: list[Batch] = []
         self._open: set[str] = set()
         """Keys in batches of earlier processes whose replies are not in the store yet."""
@@ -204,7 +197,7 @@ class BatchChat:
             async for outcomes in parts:
                 for asked, found in outcomes:
                     if isinstance(found, Fault):
-                        self._note_fault(asked.key, found)
+                        self._mishaps.note(asked.key, found)
 
     def _import(self) -> None:
         """Index what was run elsewhere, and say what is in it."""
@@ -215,31 +208,17 @@ class BatchChat:
         for path in self._means.imports:
             found = self._imported.add(path, lambda key: bytes.fromhex(key) in asked or key in self._means.store)
             for key, fault in found.faults.items():  # it may be another model's: heard of when the row is asked
-                self._note_fault(key, fault)
+                self._mishaps.note(key, fault)
             if folder.is_new(path):
                 self._means.progress.note(_told(path, found))
 
-    def _note_fault(self, key: str, fault: Fault) -> None:
-        met = self._met.get(key)
-        if fault.follows not in ("quota", "endpoint"):  # no fault of the request
-            self._met[key] = _Met(fault, met.times + 1 if met else 1)
-
     def _raise_if_hopeless(self, key: str) -> None:
         """A request that batches refused, or failed at too often, is not asked again before the stage is complete."""
-        if (met := self._met.get(key)) is None:
-            return
-        if met.last.follows == "row":
-            raise self._refusal(met.last)
-        if met.last.follows == "without":
-            self._leave_out(met.last.parameter)
-        elif self._way == "submit" and met.times > self._how.retries:
-            raise self._failure(met)
-
-    def _refusal(self, fault: Fault) -> ReplyError:
-        return ReplyError(f"{self.name} refused the request ({fault.reason})")
-
-    def _failure(self, met: _Met) -> NoReply:
-        return NoReply(f"{self.name} gave no reply in {met.times} batches (last: {met.last.reason})")
+        last = self._mishaps.last(key)
+        if last and last.follows == "without":
+            self._leave_out(last.parameter)
+        elif error := self._mishaps.why_given_up(key):
+            raise error
 
     def _find_imported(self, key: str, request: Request) -> Reply | None:
         """The reply that was imported, which is spent money from now on."""
@@ -461,7 +440,7 @@ class BatchChat:
         """Answer the row of a batch that has ended, should it wait."""
         self._open.discard(key)
         if isinstance(found, Fault):
-            self._note_fault(key, found)
+            self._mishaps.note(key, found)
         row = self._rows.get(key)
         if row is None or row.answer.done():
             return
@@ -474,10 +453,10 @@ class BatchChat:
         if fault.follows == "without" and fault.parameter not in row.left_out:
             self._leave_out(fault.parameter)
             self._again(row)
-        elif fault.follows in ("row", "without"):
-            _fail(row, self._refusal(fault))
-        elif self._way == "submit" and self._met[row.key].times > self._how.retries:
-            _fail(row, self._failure(self._met[row.key]))
+        elif fault.follows == "without":
+            _fail(row, self._mishaps.refusal(fault))
+        elif error := self._mishaps.why_given_up(row.key):
+            _fail(row, error)
         else:
             self._again(row)
 

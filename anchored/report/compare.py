@@ -34,6 +34,8 @@ SHOWN_OTHERWISE = {*SEEDS, *_ROW_NAMES}
 """Settings that are told by a row's own columns or by a run's seeds."""
 _OF_EVALUATION = ("evaluate.sample.", "evaluate.checkpoints")
 """What of an evaluation's settings makes other scores under the same benchmark, version and judge."""
+_OF_BENCHMARKS = {"evaluate.alpaca.ask_again": "alpaca-eval", "evaluate.lm_eval.max_tokens": "lm-eval"}
+"""The same, where the benchmark is used or one whose version begins so."""
 _SAY_LITTLE = {"data", "name", "model", "prompt", "seed", "temperature", "top_p", "max_tokens", "serve", "held_out"}
 _ABSENT = "-"
 _MOST_NAMED = 4
@@ -124,6 +126,8 @@ class Entry:
     def _is_used(self, key: str) -> bool:
         if key.startswith("create."):
             return not self.contents.setting("train.data") and not key.startswith(self._idle_roles)
+        if (of := _OF_BENCHMARKS.get(key)) is not None:
+            return any(of == board.benchmark or board.version.startswith(of) for board in self.contents.boards)
         return key in SEEDS or not key.startswith("evaluate.") or key.startswith(_OF_EVALUATION)
 
 
@@ -433,10 +437,7 @@ def _differing(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
 def _shown(entries: Sequence[Entry], views: Sequence[str]) -> tuple[Sheet, ...]:
     """Of each benchmark the sheets in the views asked for, else in its first one."""
     sheets = list(dict.fromkeys(sheet for entry in entries for sheet in entry.sheets))
-    known: dict[str, list[str]] = {}
-    for sheet in sheets:
-        if sheet.view not in known.setdefault(sheet.benchmark, []):
-            known[sheet.benchmark].append(sheet.view)
+    known = {benchmark: _views(entries, benchmark) for benchmark in dict.fromkeys(sheet.benchmark for sheet in sheets)}
     every = dict.fromkeys(view for found in known.values() for view in found)
     for view in views:
         if view not in every:
@@ -447,6 +448,12 @@ def _shown(entries: Sequence[Entry], views: Sequence[str]) -> tuple[Sheet, ...]:
     return tuple(
         sorted(shown, key=lambda s: (order.index(s.benchmark), wanted[s.benchmark].index(s.view), sheets.index(s)))
     )
+
+
+def _views(entries: Sequence[Entry], benchmark: str) -> list[str]:
+    """In the order of a run that has the most of them: one that lacks the first view does not say which it is."""
+    found = [[sheet.view for sheet in entry.sheets if sheet.benchmark == benchmark] for entry in entries]
+    return list(dict.fromkeys(view for views in sorted(found, key=len, reverse=True) for view in views))
 
 
 def _notes(rows: Sequence[Row], sheets: Sequence[Sheet]) -> Iterable[str]:

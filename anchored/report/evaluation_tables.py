@@ -76,7 +76,7 @@ def stronger_table(evaluated: Evaluated) -> Table:
                 f"{one.benchmark} · {one.view}",
                 one.model,
                 with_interval(one.gap),
-                f"{_share(known[best])} ({best})" if best else "no gap to speak of",
+                f"{_share(known[best])} ({best})" if best else "no gap to speak of" if one.closed else "",
                 f"{_share(known[last])} ({last})" if last in known else "",
             )
         )

@@ -87,6 +87,7 @@ def facts(contents: Contents) -> list[Fact]:
         "Rows trained on": contents.summary("train").get("pairs"),
         "Left out of training": _counts(contents.summary("train").get("left_out") or {}),
         "Benchmarks": ", ".join(contents.setting("evaluate.benchmarks") or ()),
+        "Spent on judging": _judging(contents),
         "Time": _counts({stage: _took(contents, stage) for stage in ("create", "train", "evaluate")}),
         "Versions": _counts(versions),
     }
@@ -130,8 +131,8 @@ def _score_tiles(contents: Contents) -> list[Tile]:
 
 
 def _standing(board: Scoreboard, score: Score) -> str:
-    change, shared = board.change(score.checkpoint, None), board.shared(None)
-    over = f" over {shared:,} shared items" if shared and shared < board.items(None) else ""
+    change = board.change(score.checkpoint, None)
+    over = f" over {board.shared:,} shared items or more" if board.shared else ""
     gained = f"{signed(change)} points{over}\n" if change is not None else ""
     return f"{gained}{_interval(score)}\n{score.checkpoint}"
 
@@ -180,6 +181,12 @@ def _tokens(contents: Contents) -> str:
     spent = next((one["spent"] for one in used if one.get("spent")), None)  # the run's, which all of them share
     money = f", {dollars(spent['run_usd'])}" if spent else ""
     return f"{asked:,} in, {answered:,} out, {count:,} replies{money}"
+
+
+def _judging(contents: Contents) -> str:
+    """By the judges and the stronger model."""
+    spent = contents.summary("evaluate").get("spent")
+    return dollars(spent["run_usd"]) if spent else ""
 
 
 def _took(contents: Contents, stage: str) -> str:

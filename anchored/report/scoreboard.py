@@ -1,6 +1,6 @@
 """Lines of scores sorted for reading: one board per benchmark and view, checkpoints by step, categories by size.
 
-A change on the starting model is the paired one where the evaluation tells it: over the items that all have grades for.
+A change on the starting model is the paired one where the evaluation tells it: over the items both have a grade for.
 """
 
 from __future__ import annotations
@@ -61,9 +61,13 @@ class Scoreboard:
     def get(self, checkpoint: str, category: str | None) -> Score | None:
         return self.scores.get((checkpoint, category))
 
-    def items(self, category: str | None) -> int:
-        """Items behind a category's scores; the most where checkpoints differ."""
-        return max((score.n for (_, name), score in self.scores.items() if name == category), default=0)
+    def items(self, category: str | None) -> str:
+        """Items behind a category's scores, from the fewest to the most where the run's own models differ."""
+        own = [
+            score for (checkpoint, name), score in self.scores.items() if name == category and checkpoint != STRONGER
+        ]
+        counts = sorted(score.n for score in own) or [0]
+        return f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
 
     def change(self, checkpoint: str, category: str | None) -> float | None:
         """Points gained on the starting model: paired, or where that is not told the difference of both scores."""
@@ -73,10 +77,11 @@ class Scoreboard:
         paired = self._paired(checkpoint, category)
         return after.score - before.score if paired is None else paired
 
-    def shared(self, category: str | None) -> int | None:
-        """Items behind changes; None where it is not told."""
-        gain = self.gains.get(category)
-        return gain.n or None if gain else None
+    @property
+    def shared(self) -> int | None:
+        """Items behind each change on the whole, at least, where they are fewer than a score of the run's own has."""
+        n = self.gains[None].n if None in self.gains else 0
+        return n if n and any(score.n > n for score in (self.start, *self.trained) if score) else None
 
     def _paired(self, checkpoint: str, category: str | None) -> float | None:
         if checkpoint == STRONGER:

@@ -123,7 +123,7 @@ def score_table(board: Scoreboard) -> Table:
         f"Scores: {board.title}",
         ("checkpoint", "score", "95 %", "change", *named),
         tuple(rows),
-        note=f"Percent over {board.items(None):,} items; change is in points against the starting model{_over(board)}.",
+        note=f"Percent over {board.items(None)} items; change is in points against the starting model{_over(board)}.",
     )
 
 
@@ -177,8 +177,7 @@ def yield_table(outcomes: Mapping[Outcome, int]) -> Table:
 
 
 def _over(board: Scoreboard) -> str:
-    shared = board.shared(None)
-    return f", over the {shared:,} items that all have a grade for" if shared and shared < board.items(None) else ""
+    return f", over the items that both have a grade for, at least {board.shared:,}" if board.shared else ""
 
 
 def signed(points: float | None) -> str:

@@ -7,11 +7,13 @@ from typing import Any
 
 from alpaca_world import N, save_world
 from fault_server import FaultServer
-from small_mixeval import Heard, rules
+from small_mixeval import Heard, fair, rules, save
 from test_alpaca_judge import QUOTED
 from test_mixeval_command import trained
 
+from anchored import pipeline
 from anchored import recipe as recipes
+from anchored.llm.settings import EndpointSettings
 from anchored.pipeline import Plan, execute
 from anchored.runs import read_lines
 
@@ -57,3 +59,27 @@ def test_a_run_is_judged_against_the_baseline_and_measured_against_a_stronger_mo
     assert limits == {77}, "the stronger model answers by its own settings"
     assert sum("leaderboard" in text for text in asked) < 3 * N
     assert "alpaca-eval" in run.report.read_text("utf-8")
+
+
+def test_judges_at_one_endpoint_share_its_limits(tmp_path: Path, server: FaultServer, monkeypatch: Any) -> None:
+    opened: list[str] = []
+    open_them = pipeline.open_endpoints
+
+    def noted(one: EndpointSettings, **how: Any) -> Any:
+        opened.append(one.model)
+        return open_them(one, **how)
+
+    monkeypatch.setattr(pipeline, "open_endpoints", noted)
+    run, judge = trained(tmp_path / "run"), {"model": "judge", "base_url": server.base_url, "key_env": None}
+    server.always = rules(lambda asked: likes_digits(asked) if QUOTED.search(asked) else fair(asked))
+    evaluation: dict[str, Any] = {
+        "benchmarks": ["mixeval-hard/2024-06-01", "alpaca-eval"],
+        "judge": judge,
+        "mixeval": {"data": str(save(tmp_path / "clone")), "official_data": False},
+        "alpaca": {"data": str(save_world(tmp_path / "data")), "judge": {**judge, "tries": 2, "temperature": 1.0}},
+        "sample": {"max_tokens": 4},
+        "resamples": 200,
+    }
+    recipe = recipes.parse({"policy": {"model": "pocket"}, "evaluate": evaluation}, "recipe")
+    execute(Plan(recipe, run.folder, stages=("evaluate",)), Heard())
+    assert opened == ["judge"]

@@ -28,6 +28,7 @@ from anchored.evaluate.alpaca_files import (
 )
 from anchored.evaluate.alpaca_judge import judge
 from anchored.evaluate.alpaca_score import gain, score
+from anchored.evaluate.benchmark import Answered
 from anchored.evaluate.settings import AlpacaJudging, EvaluateSettings
 from anchored.evaluate.stage import Checkpoint, evaluate
 from anchored.llm.chat import Chat, Reply
@@ -203,6 +204,12 @@ def test_an_answer_that_could_not_be_had_is_in_no_file_as_an_empty_one(tmp_path:
     found = read_outputs(Run(tmp_path / "run").answers / NAME / "start" / "model_outputs.json", read_data(world))
     by_text = dict(zip(GIVEN, found.answers, strict=True))
     assert (by_text[lost], by_text[silent], found.missing) == (None, "", 1)
+
+
+def test_the_seed_of_the_evaluation_draws_the_verdicts(world: Path) -> None:
+    benchmark, judge = AlpacaEval(settings(world)), Judge(likes_long)
+    asyncio.run(benchmark.grade_all([Answered(item, "mine") for item in benchmark.items()], judge, lambda: None))
+    assert {(request.seed, request.top_logprobs) for request in judge.requests} == {(3, 5)}
 
 
 def test_the_files_are_asked_for_by_name(tmp_path: Path) -> None:

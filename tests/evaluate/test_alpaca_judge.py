@@ -272,6 +272,15 @@ def test_what_shapes_verdicts_is_in_the_fingerprint(tmp_path: Path, data: Alpaca
         Frame(AlpacaJudging.model_validate(change)).fingerprint(chat, ()) for change in [*changes, {"prompt": str(own)}]
     }
     assert len(prints) == 7
+    frame, graded, told = Frame(AlpacaJudging()), ["log-probabilities"], ["text"]
+    readings = [[], 9 * graded, 99 * graded + told, graded + 99 * told, graded + told]
+    assert [frame.fingerprint(chat, reading).rpartition("read by ")[2] for reading in readings] == [
+        "nobody",
+        "log-probabilities",
+        "log-probabilities",
+        "text",
+        "log-probabilities and text",
+    ]
     assert [
         message.role for message in Frame(AlpacaJudging(prompt=str(own))).request(data.instructions[0], "a").messages
     ] == ["user"]

@@ -115,6 +115,16 @@ def test_a_gap_that_may_be_none_has_no_share(tmp_path: Path) -> None:
     [row] = run_stage(tmp_path / "clear", [asked], answers)["stronger"]
     assert row["closed"]["epoch-01"]["value"] == pytest.approx(25)
     assert 0 < row["closed"]["epoch-01"]["low"] < 25 < row["closed"]["epoch-01"]["high"] < 60
+    # 4 of 40, which 1 or 2 in 100 resamples leave out: what is come of nothing is no share
+    answers[STRONGER] = right_at(*range(24))
+    [row] = run_stage(tmp_path / "narrow", [asked], answers)["stronger"]
+    assert row["gap"]["low"] > 0
+    assert np.isfinite([*row["closed"]["epoch-01"].values()]).all()
+    # without a checkpoint there is a gap, and nobody who closes it
+    [row] = run_stage(tmp_path / "untrained", [asked], {name: answers[name] for name in (STRONGER, "start")})[
+        "stronger"
+    ]
+    assert (row["gap"]["value"], row["closed"]) == (pytest.approx(10), {})
     # one that is surely worse is no aim
     answers[STRONGER] = right_at()
     [row] = run_stage(tmp_path / "worse", [asked], answers)["stronger"]
@@ -137,6 +147,24 @@ def test_an_empty_answer_has_a_length_and_one_that_could_not_be_had_has_none(tmp
     assert changes == pytest.approx({"epoch-01": (0 + 8 + 8) / 3 - 3, "epoch-02": -3})
     rows = read_lines(Run(tmp_path / "run").answers / "asked" / "start.jsonl")
     assert [row["answer"] for row in rows] == ["yes", "yes", "yes", None]
+
+
+def test_models_that_share_no_graded_item_have_no_change_and_it_is_said(tmp_path: Path) -> None:
+    asked = write_questions(tmp_path / "asked.jsonl", *(f"question {number}" for number in range(4)))
+
+    def fails_at(*numbers: int) -> Callable[[str], str]:
+        def say(text: str) -> str:
+            if int(text.split()[-1]) in numbers:
+                raise ReplyError("too long")
+            return "yes"
+
+        return say
+
+    summary = run_stage(tmp_path / "run", [asked], {"start": fails_at(0, 1), "epoch-01": fails_at(2, 3)})
+    assert summary["improvement"] == []
+    [told] = summary["not_scored"]["asked"]
+    assert told.startswith("no exact-match change: of 4 items none has a grade of both the starting model and epoch-01")
+    assert {row["n"] for row in read_lines(Run(tmp_path / "run").scores)} == {2}
 
 
 def test_the_benchmark_that_chooses_has_to_be_one_of_them(tmp_path: Path) -> None:
@@ -178,3 +206,35 @@ def test_a_comparison_pairs_what_the_stage_left_in_two_runs(tmp_path: Path) -> N
     assert pair.points.value == pytest.approx(100 * 15 / 40)
     assert (pair.points.low, pair.points.high) == pytest.approx(tuple(ends), abs=1e-3)
     assert pair.holds_among_all
+
+
+def test_what_one_checkpoint_lacks_costs_no_other(tmp_path: Path) -> None:
+    asked = write_questions(tmp_path / "asked.jsonl", *(f"question {number}" for number in range(60)))
+    right = {"start": range(20), "epoch-01": range(30), "epoch-02": range(5, 50)}
+    lost: dict[str, set[int]] = {"start": {0}, "epoch-01": set(), "epoch-02": set(range(10, 40))}
+
+    def answers(name: str) -> Callable[[str], str]:
+        def say(text: str) -> str:
+            if int(text.split()[-1]) in lost[name]:
+                raise ReplyError("no luck")
+            return right_at(*right[name])(text)
+
+        return say
+
+    summary = run_stage(tmp_path / "run", [asked], {name: answers(name) for name in right}, resamples=300)
+    [row] = summary["improvement"]
+    # of epoch-01 all but the start's lost one count, although epoch-02 lost half
+    assert row["changes"]["epoch-01"]["value"] == pytest.approx(100 * (29 - 19) / 59)
+    both = [number for number in range(1, 60) if number not in lost["epoch-02"]]
+    gained = sum(number in right["epoch-02"] for number in both) - sum(number in right["start"] for number in both)
+    assert row["changes"]["epoch-02"]["value"] == pytest.approx(100 * gained / len(both))
+    assert row["n"] == len(both) == 29
+    # by hand: the same draws of all questions, each change over its own pairs
+    draws = statistics.draws(60, 300, 0).astype(float)
+    for name in ("epoch-01", "epoch-02"):
+        pairs = [number for number in range(1, 60) if number not in lost[name]]
+        change = np.array([(number in right[name]) - (number in right["start"]) for number in pairs], float)
+        resampled = 100 * draws[:, pairs] @ change / draws[:, pairs].sum(axis=1)
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        assert (row["changes"][name]["low"], row["changes"][name]["high"]) == pytest.approx((low, high))
+    assert row["mean"]["value"] == pytest.approx(np.mean([one["value"] for one in row["changes"].values()]))

@@ -76,3 +76,10 @@ def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
         Questions(tmp_path / "gone.jsonl")
     with pytest.raises(EvaluationError, match="holds no question"):
         questions(tmp_path)
+
+
+@pytest.mark.parametrize("name", [".jsonl", "..jsonl", "...jsonl"])
+def test_a_file_whose_name_says_nothing_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"prompt": "x", "answer": "y"}')
+    with pytest.raises(EvaluationError, match="which says nothing; rename it"):
+        Questions(tmp_path / name)

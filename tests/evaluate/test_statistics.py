@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from anchored.evaluate.statistics import Design, design, improvement, point, resampled_scores, score
+from anchored.evaluate.statistics import Design, design, draws, improvement, point, resampled_scores, score
 
 
 def test_interval_of_a_score_agrees_with_scipy() -> None:
@@ -98,6 +98,11 @@ def test_strata_are_drawn_apart_and_weigh_what_they_hold() -> None:
     graded = [place < 10 or place >= 30 for place in range(40)]
     how = design([str(place) for place in range(40)], strata, graded=graded)
     assert score(grades[graded], 300, 0, how).value == pytest.approx(75)
+    # all of a stratum's are: the other one has the draws that it had
+    grades = np.random.default_rng(3).random(40)
+    alone = design([str(place) for place in range(40)], strata, graded=[False] * 30 + [True] * 10)
+    expected = grades[30:] @ draws(10, 300, 0, 1).T / 10
+    assert resampled_scores(grades[None, 30:], alone, 300, 0)[:, 0] == pytest.approx(expected)
 
 
 def test_paired_gains_are_drawn_by_cluster() -> None:

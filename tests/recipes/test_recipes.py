@@ -211,3 +211,13 @@ def test_what_shapes_a_run_leaves_out_how_it_is_done_and_the_versions(tmp_path: 
     assert settings["create.method"] == "clair"
     how = ("train.device", "train.threads", "create.team.0.concurrency", "create.team.1.base_url", "create.budget_usd")
     assert settings.keys().isdisjoint({*how, "versions.python"})
+
+
+def test_a_run_of_a_version_without_a_setting_compares_as_one_with_its_default(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("policy: {model: m}\nevaluate: {benchmarks: [gsm8k], judge: {model: j}}\n")
+    run = Run(tmp_path / "run")
+    recipes.write(run, recipes.load(recipe))
+    older = run.read_recipe() or {}
+    del older["evaluate"]["lm_eval"], older["evaluate"]["judge"]["tries"]
+    assert recipes.shaping(older) == recipes.shaping(run.read_recipe() or {})

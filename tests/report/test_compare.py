@@ -234,6 +234,26 @@ def test_settings_of_stages_and_roles_that_a_run_does_not_use_make_no_row(tmp_pa
     assert rows == {"pairs · dpo": ["a", "b"], "clair · dpo": ["c", "d"]}
 
 
+def test_what_a_benchmark_is_asked_with_makes_rows_where_it_is_asked(tmp_path: Path) -> None:
+    ways = {"short": 256, "long": 1024}
+    rows = {}
+    for version in ("lm-eval 0.4.13, version 3", "v1"):
+        runs = [
+            known_run(
+                tmp_path / version / name,
+                recipe("clair", "dpo", train__seed=most, evaluate__lm_eval={"max_tokens": most}),
+                plain_grades(0.4, 0.1, seed=most),
+                version=version,
+            )
+            for name, most in ways.items()
+        ]
+        rows[version] = [row.name for row in compared(*runs).rows]
+    assert rows == {
+        "lm-eval 0.4.13, version 3": ["clair · dpo · lm_eval.max_tokens=256", "clair · dpo · lm_eval.max_tokens=1024"],
+        "v1": ["clair · dpo"],
+    }
+
+
 def test_a_section_that_only_some_have_is_named_once(tmp_path: Path) -> None:
     lora = {"rank": 16, "alpha": 32.0}
     settings = {
@@ -372,6 +392,16 @@ def test_a_view_is_shown_where_a_benchmark_has_it(tmp_path: Path) -> None:
         ("exact",): [(ME_0601, "exact"), ("quiz", "grade")],
     }
     assert len(compared(run.folder, views=("exact", "official")).sheets) == 3
+    # nor is another view the first where one run could not have that one
+    lacking = write_run(
+        tmp_path / "lacking",
+        recipe("clair", "dpo"),
+        scored(ME_0601, "exact", 41.0, 44.0),
+        {"improvement": [improvement(ME_0601, "exact", 3.0, 2.0, 1.0)]},
+    )
+    assert {sheet.view for sheet in compared(lacking.folder, run.folder).sheets if sheet.benchmark == ME_0601} == {
+        "official"
+    }
     with pytest.raises(DataError, match=r"--view strict: .*official, exact, grade"):
         compared(run.folder, views=("strict",))
 

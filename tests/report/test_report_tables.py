@@ -108,7 +108,11 @@ def test_a_change_is_the_paired_one_wherever_the_evaluation_tells_it() -> None:
     board, *_ = scoreboards(lines, Evaluated(improvement=(over_90(7.5, **every),), stronger=(gap,)))
     table = score_table(board)
     assert [row[3] for row in table.rows] == ["", "+6.0", "+7.5", "+31.0"]
-    assert "over the 90 items that all have a grade for" in table.note
+    assert "over the items that both have a grade for, at least 90" in table.note
+    fewer = [replace(score, n=95) if score.checkpoint == "start" else score for score in lines]
+    board, *_ = scoreboards([*fewer, replace(lines[-1], n=120)])
+    assert score_table(board).note.startswith("Percent over 95 to 100 items; ")
+    board, *_ = scoreboards(lines, Evaluated(improvement=(over_90(7.5, **every),), stronger=(gap,)))
     # the score of epoch-01 is the highest, over other items
     assert board.best is not None
     assert board.best.checkpoint == "epoch-02"
