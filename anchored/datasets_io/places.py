@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://(?P<authority>[^/?]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
-_BUCKETS = ("s3", "gs", "gcs")
-_SCHEMES = (*_BUCKETS, "abfs", "abfss", "hdfs", "viewfs", "file")
+_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
+_BUCKETS = ("s3", "s3a", "s3n", "gs", "gcs")
+"""What stands first in these is a bucket alone."""
 _SECRET_OPTION = re.compile(r"[?&][^=&]*(key|secret|token|password|credential)[^=&]*=", re.IGNORECASE)
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY")
 _WHOLE_WHEN_CLOSED = ("s3", "gcs", "abfs")
@@ -139,8 +140,9 @@ def place_of(source: str | Path) -> Place:
     source, scheme = str(source), match["scheme"].lower()
     check_harmless(source)
     if scheme not in _SCHEMES:
+        told = source if "@" not in source else f"{scheme}://..."
         raise DataError(
-            f"{source}: no data is had by {scheme}://; use s3://, gs://, abfs://, hdfs:// or file://, or a copy here"
+            f"{told}: no data is had by {scheme}://; use s3://, gs://, abfs://, hdfs:// or file://, or a copy here"
         )
     if scheme == "file":
         return Path(unquote(urlsplit(source).path))
@@ -155,7 +157,10 @@ def is_address(source: str | Path) -> bool:
 def holds_login(text: str) -> bool:
     """Whether an address holds what logs in, which must not be written or told anywhere."""
     match = _ADDRESS.match(text)
-    if match is None or (scheme := match["scheme"].lower()) not in _SCHEMES:
+    if match is None or (scheme := match["scheme"].lower()) in (
+        "http",
+        "https",
+    ):  # an endpoint's, which has its own rule
         return False
     authority, rest = match["authority"], match["rest"]
     if scheme in _BUCKETS:  # a secret may have a slash in it
@@ -169,7 +174,7 @@ def check_harmless(text: str) -> None:
     """Raise a DataError, which does not repeat it, for an address that holds a login."""
     if holds_login(text):
         scheme = text.partition(":")[0].lower()
-        way = _LOGIN.get(scheme, "log in as that file system's own tools do")
+        way = _LOGIN.get("s3" if scheme in _BUCKETS[:3] else scheme, "log in as that file system's own tools do")
         raise DataError(f"{scheme}://...: the address holds a login, which others would read; leave it out and {way}")
 
 

@@ -110,6 +110,7 @@ def test_what_is_not_there_or_not_allowed_is_said_on_one_line(
     assert said("s3://none/rows.jsonl").startswith("s3://none/rows.jsonl: there is no such file or folder")
     assert "no such bucket" in said("s3://none/rows.jsonl", write=True)
     assert "use s3://" in said("https://example.org/rows.jsonl")
+    assert "use s3://" in said(f"https://me:{SECRET}@example.org/rows.jsonl")
     assert "Hadoop" in said("hdfs://localhost/rows.jsonl")
     assert "holds a login" in said(HOSTILE)
     assert "holds a login" in said(HOSTILE, write=True)
@@ -134,6 +135,7 @@ def test_a_store_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch)
     [
         HOSTILE,
         f"S3://{KEY}@data/x",
+        f"s3a://{KEY}:{SECRET}@data/x",
         "gs://me:secret@data/x",
         "hdfs://me:secret@host:8020/x",
         f"s3://data/x?scheme=http&secret_key={SECRET}",
