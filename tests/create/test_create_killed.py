@@ -72,7 +72,9 @@ def assert_spent_once(creation: Creation) -> None:
     assert spent["run_usd"] == pytest.approx(sum(said.values()))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [*METHODS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS[2:])]
+)
 def test_ten_kills_among_all_faults_at_once_and_a_clock_that_jumps_change_no_pair(
     forks: Forks, world: World, tmp_path: Path, method: str
 ) -> None:
