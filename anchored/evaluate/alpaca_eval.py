@@ -15,9 +15,18 @@ from numpy import ndarray
 
 from anchored.errors import EvaluationError
 from anchored.evaluate import statistics
-from anchored.evaluate.alpaca_files import SOURCE, Instruction, Outputs, read_data, write_annotations, write_outputs
+from anchored.evaluate.alpaca_files import (
+    SOURCE,
+    Annotation,
+    Instruction,
+    Outputs,
+    read_data,
+    write_annotations,
+    write_leaderboard,
+    write_outputs,
+)
 from anchored.evaluate.alpaca_judge import SAME, Frame, Verdict, annotation, raw_completion, remarks, repeated
-from anchored.evaluate.alpaca_score import at_length, length_controlled_rates, overlap_of
+from anchored.evaluate.alpaca_score import at_length, leaderboard_row, length_controlled_rates, overlap_of, score
 from anchored.evaluate.benchmark import NO_VERDICT, Answered, Benchmark, Grade, Graded, Item, Rows, Sample, View
 from anchored.evaluate.judging import check_failures, grader
 from anchored.evaluate.length_control import JudgedRows
@@ -87,8 +96,7 @@ class AlpacaEval(Benchmark):
         return self._frame.fingerprint(judge, [row.grade.raw["read_by"] for row in rows.values() if row.grade.raw])
 
     def notes(self, rows: Rows) -> Sequence[str]:
-        kept = [row for item in self._items if (row := rows.get(item.id)) and row.grades]
-        again = [row for name, row in rows.items() if name.endswith(_AGAIN) and row.grades]
+        kept, again = ([row for row in found if row.grades] for found in self._apart(rows))
         if not kept:
             return self._data.notes
         answered = [row.answered for row in [*kept, *again]]
@@ -100,23 +108,29 @@ class AlpacaEval(Benchmark):
         return notes
 
     def export(self, folder: Path, model: str, rows: Rows) -> None:
-        """Write model_outputs.json and annotations.json, as alpaca_eval reads them."""
+        """Write model_outputs.json, annotations.json and leaderboard.csv, as alpaca_eval has them."""
         answers = [row.answer if (row := rows.get(item.id)) else None for item in self._items]
         folder.mkdir(parents=True, exist_ok=True)
         write_outputs(folder / "model_outputs.json", Outputs(model, tuple(answers)), self._data)
-        judged = [row for item in self._items if (row := rows.get(item.id)) and row.grade.raw]
-        write_annotations(
-            folder / "annotations.json",
-            (
-                annotation(
-                    self._instruction(row.item),
-                    row.answered.text,
-                    1 + row.grades[WIN_RATE] if row.grades else None,
-                    row.grade.raw["completion"],
-                    (self._data.baseline, model, self._judge.model),
-                )
-                for row in judged
-            ),
+        judged, again = ([row for row in found if row.grade.raw] for found in self._apart(rows))
+        annotations = [self._annotation(row, model) for row in judged]
+        write_annotations(folder / "annotations.json", annotations)
+        if any(one.preference is not None for one in annotations):
+            found = score(annotations, self._data, 100, 0, [self._annotation(row, model) for row in again])
+            write_leaderboard(folder / "leaderboard.csv", leaderboard_row(found))
+
+    def _apart(self, rows: Rows) -> tuple[list[Graded], list[Graded]]:
+        """What was answered at first, and what was asked for at another length."""
+        first = [row for item in self._items if (row := rows.get(item.id))]
+        return first, [row for name, row in rows.items() if name.endswith(_AGAIN)]
+
+    def _annotation(self, row: Graded, model: str) -> Annotation:
+        return annotation(
+            self._instruction(row.item),
+            row.answered.text,
+            1 + row.grades[WIN_RATE] if row.grades else None,
+            row.grade.raw["completion"],
+            (self._data.baseline, model, self._judge.model),
         )
 
     def _instruction(self, item: Item) -> Instruction:

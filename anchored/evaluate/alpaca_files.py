@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,13 @@ def write_annotations(path: str | Path, annotations: Iterable[Annotation]) -> No
             for one in annotations
         ),
     )
+
+
+def write_leaderboard(path: str | Path, row: Mapping[str, Any]) -> None:
+    """A leaderboard of one model, in alpaca_eval's columns; what is not known is empty."""
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([row.keys(), row.values()])
+    write_text(Path(path), lines.getvalue())
 
 
 def in_order(annotations: Sequence[Annotation], data: AlpacaData) -> list[Annotation | None]:

@@ -177,6 +177,8 @@ class Scoring:
     def improvements(self) -> list[dict[str, Any]]:
         """One row per view and category: max, mean, sd and last over checkpoints (Table 2), and every change.
 
+        `behind_best` has each other checkpoint's paired difference to the best one, which was chosen for its score.
+
         `n`: the items that the start and a checkpoint both have a grade for; the fewest, where checkpoints differ.
         """
         rows = []
@@ -185,6 +187,7 @@ class Scoring:
             if found is None:
                 continue
             gain = found.improvement()
+            best = 1 + gain.max_checkpoint
             rows.append(
                 {
                     **self._named(part),
@@ -193,6 +196,11 @@ class Scoring:
                     "max_checkpoint": self.models.trained[gain.max_checkpoint],
                     "changes": {
                         name: asdict(found.changes([place])) for place, name in enumerate(self.models.trained, 1)
+                    },
+                    "behind_best": {
+                        name: asdict(found.between(place, best))
+                        for place, name in enumerate(self.models.trained, 1)
+                        if place != best
                     },
                 }
             )

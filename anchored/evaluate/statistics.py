@@ -64,6 +64,12 @@ class Estimate:
         found = interval(gain, (self.resampled[:, list(models)] - self.resampled[:, :1]).mean(axis=1))
         return found if self.known else replace(found, low=-100.0, high=100.0)
 
+    def between(self, model: int, other: int) -> Interval:
+        """By how many points a model exceeds another one."""
+        apart = self.resampled[:, model] - self.resampled[:, other]
+        found = interval(float(self.values[model] - self.values[other]), apart)
+        return found if self.known else replace(found, low=-100.0, high=100.0)
+
     def improvement(self) -> Improvement:
         """How all other models differ from the first."""
         found = improvement_of(self.values[1:] - self.values[0], self.resampled[:, 1:] - self.resampled[:, :1])

@@ -41,6 +41,8 @@ class Gain:
     n: int = 0
     changes: Mapping[str, Interval] = field(default_factory=dict)
     """Each checkpoint's own."""
+    behind_best: Mapping[str, Interval] = field(default_factory=dict)
+    """Each other checkpoint's difference to the best one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import statistics
 
 from anchored.records import START
-from anchored.report.evaluated import Evaluated, Interval
+from anchored.report.evaluated import Evaluated, Gain, Interval
 from anchored.report.scoreboard import Scoreboard
 from anchored.report.tables import Table, characters, signed, with_interval
 
 
 def evaluation_tables(evaluated: Evaluated) -> list[Table]:
     """Those that have something to show."""
-    tables = (notes_table(evaluated), chosen_table(evaluated), stronger_table(evaluated), length_table(evaluated))
+    tables = (
+        notes_table(evaluated),
+        chosen_table(evaluated),
+        behind_table(evaluated),
+        stronger_table(evaluated),
+        length_table(evaluated),
+    )
     return [table for table in tables if table.rows]
 
 
@@ -37,6 +43,38 @@ def chosen_table(evaluated: Evaluated) -> Table:
             "Points gained on the starting model, with 95 % paired intervals; of several checkpoints the mean. Nothing "
             "was picked on these questions, and those that both benchmarks ask are left out: unlike the best of many, "
             "this does not flatter."
+        ),
+    )
+
+
+def behind_table(evaluated: Evaluated) -> Table:
+    """Whether the best checkpoint of each benchmark, in its first view, is better than the others."""
+    first: dict[str, Gain] = {}
+    for gain in evaluated.improvement:
+        if gain.category is None:
+            first.setdefault(gain.benchmark, gain)
+    shown = [gain for gain in first.values() if gain.behind_best]
+    rows = [
+        (
+            checkpoint,
+            *(
+                "best"
+                if checkpoint == gain.max_checkpoint
+                else with_interval(gain.behind_best[checkpoint])
+                if checkpoint in gain.behind_best
+                else ""
+                for gain in shown
+            ),
+        )
+        for checkpoint in (evaluated.trained if shown else ())
+    ]
+    return Table(
+        "Against the best checkpoint",
+        ("checkpoint", *(f"{gain.benchmark} · {gain.view}" for gain in shown)),
+        tuple(rows),
+        note=(
+            "Points, with 95 % paired intervals. Where an interval holds 0, the best one's lead may be chance; it was "
+            "picked for its score, so even others may."
         ),
     )
 

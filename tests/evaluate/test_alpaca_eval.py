@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import math
 import random
@@ -27,7 +28,7 @@ from anchored.evaluate.alpaca_files import (
     read_outputs,
 )
 from anchored.evaluate.alpaca_judge import judge
-from anchored.evaluate.alpaca_score import gain, score
+from anchored.evaluate.alpaca_score import gain, leaderboard_row, score
 from anchored.evaluate.benchmark import Answered
 from anchored.evaluate.settings import AlpacaJudging, EvaluateSettings
 from anchored.evaluate.stage import Checkpoint, evaluate
@@ -108,6 +109,10 @@ def test_the_stage_has_the_numbers_of_the_exported_annotations(tmp_path: Path, w
                 (interval.value, interval.low, interval.high)
             )
         assert found[name, "discrete", None]["score"] == pytest.approx(expected.rates.discrete_win_rate)
+        [row] = csv.DictReader((folder / "leaderboard.csv").read_text().splitlines())
+        assert {key: value or None for key, value in row.items()} == {
+            key: None if value is None else str(value) for key, value in leaderboard_row(expected).items()
+        }
         assert found[name, "length-controlled", None]["judge"].endswith("order 0, read by log-probabilities")
     paired = gain(annotated["start"], [annotated["epoch-01"]], data, 300, seed=3)
     assert paired.lc is not None

@@ -100,6 +100,13 @@ def test_every_checkpoint_has_its_paired_change(tmp_path: Path) -> None:
         (expected.value, expected.low, expected.high)
     )
     assert row["changes"]["epoch-02"]["value"] == pytest.approx(-25)
+    [(name, behind)] = row["behind_best"].items()
+    assert (name, row["max_checkpoint"]) == ("epoch-02", "epoch-01")
+    second = np.array([float(place < 10) for place in range(40)])
+    expected_behind = statistics.improvement(first, second[None], 400, 0).last
+    assert (behind["value"], behind["low"], behind["high"]) == pytest.approx(
+        (expected_behind.value, expected_behind.low, expected_behind.high)
+    )
     with np.load(Run(tmp_path / "run").resamples) as npz:
         resampled = npz["asked\texact-match"]
     assert np.quantile(resampled[:, 1] - resampled[:, 0], 0.975) == pytest.approx(expected.high, abs=1e-4)

@@ -47,6 +47,7 @@ def test_it_serves_until_it_is_interrupted_and_says_what_was_decided_and_how_to_
     assert f"anchored create RECIPE --out {run.folder} --redo create" in out
 
 
+@pytest.mark.slow
 def test_a_complete_create_stage_says_how_decisions_are_applied_and_applies_them_for_nothing(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     create = ("create", POCKET, "create.prompts.take=12", "create.prompts.held_out=1", "--out", run.folder)

@@ -117,6 +117,7 @@ def test_the_default_filters_refuse_what_reading_the_revisions_refuses(tmp_path:
     assert summary.pairs == 8
 
 
+@pytest.mark.slow
 def test_the_real_pairs_train_a_small_model_and_the_loss_falls(tmp_path: Path) -> None:
     create_from_recorded(tmp_path, filters=[])
     run = Run(tmp_path)

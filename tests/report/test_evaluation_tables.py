@@ -18,7 +18,8 @@ from anchored.report.stage import report
 SUMMARY: dict[str, Any] = {
     "checkpoints": ["start", "epoch-06", "epoch-07", "stronger"],
     "improvement": [
-        improvement(ME_0601, "official", 5.0, 3.0, 1.0, changes={"epoch-07": around(5.0)}),
+        improvement(ME_0601, "official", 5.0, 3.0, 1.0, changes={"epoch-07": around(5.0)})
+        | {"behind_best": {"epoch-06": around(-1.5, 2.0)}},
         improvement(ME_0601, "official", 9.0, 3.0, 1.0, category="DROP", changes={"epoch-07": around(9.0, 8.0)}),
     ],
     "chosen": [
@@ -81,6 +82,10 @@ def test_every_part_of_the_evaluation_is_told(contents: Contents) -> None:
         "Chosen on one benchmark, reported on another": (
             (f"{ME_0811} · official", ME_0601, "epoch-07", "+2.5 [+0.5, +4.5]", "844", "156"),
         ),
+        "Against the best checkpoint": (
+            ("epoch-06", "−1.5 [−3.5, +0.5]"),
+            ("epoch-07", "best"),
+        ),
         "Gap to a stronger model": (
             (
                 f"{ME_0601} · official",
@@ -109,7 +114,7 @@ def test_the_breakdown_has_the_best_checkpoint_with_paired_changes(contents: Con
 
 def test_report_and_terminal_show_them(contents: Contents, browser: Any) -> None:
     titles = [table.title for table in run_tables(contents.run, ("evaluate",))]
-    assert titles[-4:] == [table.title for table in evaluation_tables(contents.evaluated)]
+    assert titles[-5:] == [table.title for table in evaluation_tables(contents.evaluated)]
     page = browser.new_page()
     page.goto(report(contents.run).as_uri())
     text = page.evaluate("document.getElementById('scores').textContent")
