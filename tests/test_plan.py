@@ -19,7 +19,7 @@ from anchored.datasets_io import write_pairs
 from anchored.train.estimate import available_memory, estimate_disk, estimate_memory, ways_to_fit
 
 MEASURE = """
-import re, resource, sys
+import re, sys
 from test_plan import drawn_trees
 from training_pairs import make_settings
 from anchored.train.optimizer import build_optimizer
@@ -36,13 +36,12 @@ def train(model, trees, steps):
         optimizer.zero_grad()
 
 settings = make_settings(**eval(sys.argv[3]))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 status = lambda name: 1024 * int(re.search(rf"{name}:\\s+(\\d+)", open("/proc/self/status").read())[1])
 train(sys.argv[1], drawn_trees(1), 1)
 before = status("RssAnon")
 train(sys.argv[2], drawn_trees(4), 2)
-# how much of the libraries' files is mapped is chance, and no memory that anything takes
-print(peak() - status("RssFile") - before)
+# what getrusage says is not less than the parent's peak; of the libraries' files, what is mapped is chance
+print(status("VmHWM") - status("RssFile") - before)
 """
 
 
