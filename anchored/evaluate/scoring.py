@@ -152,9 +152,9 @@ class Scoring:
 
     def together(self, part: Part) -> Estimate | None:
         """The starting model, and all checkpoints by their paired changes on it."""
-        name = part.view.name, part.category
-        if name not in self._together:
-            self._together[name] = self._estimate(part, self.models.own)
+        key = part.view.name, part.category
+        if key not in self._together:
+            self._together[key] = self._estimate(part, self.models.own)
             apart = [
                 name
                 for name, rows in zip(self.models.trained, self.models.checkpoints, strict=True)
@@ -165,14 +165,14 @@ class Scoring:
                     f"no {part.view.name} change: of {len(part.items)} items none has a grade of both the starting "
                     f"model and {', '.join(apart)}"
                 )
-        return self._together[name]
+        return self._together[key]
 
     def _has_same_grades(self, part: Part) -> bool:
         """Whether the starting model and all checkpoints have grades for the same items."""
-        name = part.view.name, part.category
-        if name not in self._alike:
-            self._alike[name] = part.has_same_grades(self.models.own)
-        return self._alike[name]
+        key = part.view.name, part.category
+        if key not in self._alike:
+            self._alike[key] = part.has_same_grades(self.models.own)
+        return self._alike[key]
 
     def improvements(self) -> list[dict[str, Any]]:
         """One row per view and category: max, mean, sd and last over checkpoints (Table 2), and every change.
@@ -198,7 +198,7 @@ class Scoring:
                         name: asdict(found.changes([place])) for place, name in enumerate(self.models.trained, 1)
                     },
                     "behind_best": {
-                        name: asdict(found.between(place, best))
+                        name: asdict(found.changes([place], best))
                         for place, name in enumerate(self.models.trained, 1)
                         if place != best
                     },

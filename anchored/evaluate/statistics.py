@@ -58,16 +58,10 @@ class Estimate:
         found = interval(float(self.values[model]), self.resampled[:, model])
         return found if self.known else replace(found, low=0.0, high=100.0)
 
-    def changes(self, models: Sequence[int]) -> Interval:
-        """By how many points models exceed the first one, on average."""
-        gain = float((self.values[list(models)] - self.values[0]).mean())
-        found = interval(gain, (self.resampled[:, list(models)] - self.resampled[:, :1]).mean(axis=1))
-        return found if self.known else replace(found, low=-100.0, high=100.0)
-
-    def between(self, model: int, other: int) -> Interval:
-        """By how many points a model exceeds another one."""
-        apart = self.resampled[:, model] - self.resampled[:, other]
-        found = interval(float(self.values[model] - self.values[other]), apart)
+    def changes(self, models: Sequence[int], base: int = 0) -> Interval:
+        """By how many points models exceed model `base`, on average."""
+        gain = float((self.values[list(models)] - self.values[base]).mean())
+        found = interval(gain, (self.resampled[:, list(models)] - self.resampled[:, base, None]).mean(axis=1))
         return found if self.known else replace(found, low=-100.0, high=100.0)
 
     def improvement(self) -> Improvement:
