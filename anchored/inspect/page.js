@@ -329,7 +329,11 @@ function merge() {
 
 /** Write a decision about the pair that is shown; after keep and drop the next row shows. */
 async function decide(kind, texts = {}) {
-  if (!current || saving || (editing && kind !== "edit")) return;
+  if (saving || (editing && kind !== "edit")) return;
+  if (!current) {
+    if (view.total) say("Not decided: this pair is still on its way.", true);
+    return;
+  }
   if (kind === "keep" && current.obstacle) {
     say(`This row cannot be kept: ${current.obstacle}.`, true);
     return;

@@ -316,25 +316,40 @@ def test_both_answers_in_one_text(opened: Opened) -> None:
 
 def test_a_second_tab_sees_what_the_first_decided_and_nothing_is_lost(opened: Opened) -> None:
     opened.place("1 of 16")
-    second = opened.page.context.new_page()
-    second.goto(opened.served.server.address)
-    expect = _expect()
-    expect(second.locator("#place")).to_have_text("1 of 16")
+    second = Opened(opened.page.context.new_page(), opened.served)
+    second.page.goto(opened.served.server.address)
+    second.place("1 of 16")
     opened.page.bring_to_front()
     opened.page.keyboard.press("d")
     opened.decided("1 dropped")
-    second.bring_to_front()
-    second.evaluate("window.dispatchEvent(new Event('focus'))")
-    expect(second.locator("#pair")).to_contain_text("Dropped")
-    expect(second.locator("#row-0")).to_contain_text("dropped")
-    second.keyboard.press("j")
-    expect(second.locator("#place")).to_have_text("2 of 16")
-    second.keyboard.press("Shift+K")
-    expect(second.locator("#progress")).to_contain_text("2 of 16 decided: 1 kept, 1 dropped")
+    second.page.bring_to_front()
+    second.page.evaluate("window.dispatchEvent(new Event('focus'))")
+    second.pair_says("Dropped")
+    _expect()(second.page.locator("#row-0")).to_contain_text("dropped")
+    second.page.keyboard.press("j")
+    second.place("2 of 16")
+    second.page.keyboard.press("Shift+K")
+    second.decided("2 of 16 decided: 1 kept, 1 dropped")
     opened.page.bring_to_front()
+    opened.place("2 of 16")
     opened.page.keyboard.press("d")
     opened.decided("2 of 16 decided: 2 dropped")
     assert [line["decision"] for line in opened.served.lines()] == ["drop", "keep", "drop"]
+
+
+def test_no_decision_is_made_about_a_pair_that_is_not_shown_yet(opened: Opened) -> None:
+    opened.place("1 of 16")
+    held: list[Any] = []
+    opened.page.route("**/api/pair*", lambda route: held.append(route))
+    opened.page.keyboard.press("j")
+    _expect()(opened.page.locator("#place")).to_have_text("2 of 16")
+    opened.page.keyboard.press("d")
+    _expect()(opened.page.locator("#message")).to_have_text("Not decided: this pair is still on its way.")
+    held[0].continue_()
+    opened.page.unroute("**/api/pair*")
+    opened.place("2 of 16")
+    opened.page.keyboard.press("d")
+    opened.decided("1 of 16 decided: 1 dropped")
 
 
 def test_a_pair_that_stands_there_twice_is_decided_about_once(browser: Any, tmp_path: Path) -> None:
