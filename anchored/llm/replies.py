@@ -47,6 +47,8 @@ COLUMNS = "key, model, request, reply, raw, created, open_key, max_tokens"
 _INSERT = f"insert into main.replies ({COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing"
 _SPEND = "insert into spending values (?, ?, ?, ?)"
 _IS_JSON = "(json_valid(request) and json_valid(reply) and json_valid(raw))"
+StoredRow = tuple[str | int, ...]
+"""The cells of a row, in the order of `COLUMNS`."""
 _LATER = {"top_logprobs", "logprobs"}
 """Fields that requests and replies did not have at first."""
 OTHER_PROCESS_SECONDS = 60.0
@@ -163,6 +165,27 @@ class ReplyStore:
             if purse:
                 purse.list_again(spendings)
             raise
+
+    def keys(self, most: int) -> list[str]:
+        """The keys of the oldest replies."""
+        with self._named_errors():
+            return [key for (key,) in self._reader.execute("select key from replies order by rowid limit ?", (most,))]
+
+    def rows(self, keys: Sequence[str]) -> list[StoredRow]:
+        """The replies with these keys as they are stored, for `add`."""
+        with self._named_errors():
+            select = f"select {COLUMNS} from replies where key = ?"
+            return [row for key in keys for row in self._reader.execute(select, (key,))]
+
+    def add(self, rows: Sequence[StoredRow]) -> None:
+        """Keep replies of another store; the first reply to a request stays."""
+        with self._writing, self._named_errors(), self._transaction():
+            self._writer.executemany(_INSERT, rows)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Let go of replies that another store has."""
+        with self._writing, self._named_errors(), self._transaction():
+            self._writer.executemany("delete from replies where key = ?", [(key,) for key in keys])
 
     def spent(self) -> list[Spending]:
         """What was spent on this store's own requests, summed up by model and basis."""
@@ -432,7 +455,7 @@ class _Call:
                 self.task.cancel()
 
 
-def _row(entry: Entry, created: str) -> tuple[str | int, ...]:
+def _row(entry: Entry, created: str) -> StoredRow:
     reply = _fields(entry.reply)
     raw = reply.pop("raw")
     return (
@@ -455,7 +478,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _whole_row(cells: tuple[bytes, ...]) -> tuple[str | int, ...]:
+def _whole_row(cells: tuple[bytes, ...]) -> StoredRow:
     """A row of a damaged store with what is made of it; raises where it is not what was written."""
     row = tuple(cell.decode() for cell in cells)
     key, model, text, reply, raw, _ = row

@@ -205,7 +205,7 @@ def test_each_node_serves_the_policy_and_a_worker_killed_alone_is_replaced_there
         process = started(log, *settings, "--out", run.folder)
         until(lambda: log.read_text().count("is ready after") == 2 and len(teacher.requests) >= 8, process, log)
         raylet = first.all_processes["raylet"][0].process.pid
-        (worker,) = [pid for pid in below(raylet) if "ray::Worker" in _name(pid)]
+        (worker,) = [pid for pid in below(raylet) if "ray::MapWorker(MapBatches(RowMaker))" in _name(pid)]
         serving = below(worker)
         assert any("transformers" in _name(pid) for pid in serving)
         os.kill(worker, signal.SIGKILL)
@@ -255,7 +255,7 @@ def test_a_node_that_joins_takes_part(tmp_path: Path) -> None:
         until(lambda: len(teacher.requests) >= 9, process, log)
         joined = cluster.add()
         raylet = joined.all_processes["raylet"][0].process.pid
-        until(lambda: any("Worker" in _name(pid) for pid in below(raylet)), process, log)
+        until(lambda: any("RowMaker" in _name(pid) for pid in below(raylet)), process, log)
         cluster.kill(first)  # the other must do all that is left
         assert process.wait(120) == 0, log.read_text()
     assert summary_of(Run(tmp_path / "run"))["method"] == "clair"
