@@ -326,9 +326,8 @@ async def _create_on_ray(
             "create.engine: ray asks request by request; set create.engine=local to go on with batches, or "
             f"{BatchFolder(run.batches).ending} to end those that are under way"
         )
-    order = Order(
-        settings, partial(_opened_for_worker, run, recipe), bool(settings.prices()), str(run.folder.resolve())
-    )
+    open_chats = partial(_opened_for_worker, run, recipe)
+    order = Order(settings, open_chats, bool(settings.prices()), run=str(run.folder.resolve()))
     async with cluster(order, run.replies, progress) as engine:
         await create(run, settings, prompts, engine.chats, progress, engine=engine)
 

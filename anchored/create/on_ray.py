@@ -1,5 +1,4 @@
-"""The engine that makes rows on a Ray cluster, over Ray Data: blocks of prompts stream to workers on its nodes, and rows
-back.
+"""The engine that makes rows on a Ray cluster, over Ray Data: prompts stream to workers on its nodes, and rows back.
 
 One flow lasts as long as the stage: a source that hands out blocks as they are offered (`ray_worker.Blocks`), a pool of
 actors that make their rows by the same function as a run in one process (`ray_worker.RowMaker`), and a thread here that
@@ -227,6 +226,8 @@ class _Flow:
         number, due = next(self._numbers), _Due(prompts, crew, self._loop.create_future())
         self._due[number] = due
         try:
+            if self._failure:
+                raise self._failure
             await self._offer(number, due)
             block = await due.made
         finally:
@@ -324,25 +325,27 @@ class _Flow:
             await self._lose(event)
 
     async def _lose(self, gone: Gone) -> None:
-        """Offer what a worker had begun to others, and what nobody has begun, which may be on its way to it."""
+        """Offer to others what a worker had begun, and what may be on its way to it."""
         self._ends += 1
         self._why = gone.why
         if self._ready.pop(gone.worker, None) and not self._closes:
             self._progress.note(f"create: {gone.worker} is gone ({gone.why}); others make its rows")
-        for number in gone.blocks:
-            if due := self._due.get(number):
-                due.ends += 1
-                if due.ends >= MOST_ENDS:
-                    self._fail(self._deadly(due))
+        for due in self._still(gone.begun).values():
+            due.ends += 1
+            if due.ends >= MOST_ENDS:
+                self._fail(self._deadly(due))
         if self._ends >= MOST_ENDS * max(1, sum(crew.size for crew in self._crews)):
             self._fail(Stopped(self._why_none()))
-        for number, due in list(self._due.items()):
-            if not due.made.done():
-                best, _ = self._freest()
-                due.crew.blocks -= 1
-                due.crew = best or due.crew
-                due.crew.blocks += 1
-                await self._offer(number, due)
+        for number, due in self._still((*gone.begun, *gone.waiting)).items():
+            best, _ = self._freest()
+            due.crew.blocks -= 1
+            due.crew = best or due.crew
+            due.crew.blocks += 1
+            await self._offer(number, due)
+
+    def _still(self, numbers: Iterable[int]) -> dict[int, _Due]:
+        """Those of some blocks that are not made yet."""
+        return {number: due for number in numbers if (due := self._due.get(number)) and not due.made.done()}
 
     def _deadly(self, due: _Due) -> Stopped:
         return Stopped(
@@ -396,16 +399,16 @@ class _Flow:
 
     def _take_all(self, flow: Any) -> None:
         """In a thread: take what comes out of a flow until it ends."""
+        why = "it ended"
         try:
             for table in flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for row in table.to_pylist():
                     self._loop.call_soon_threadsafe(self._take, row["number"], row["made"])
         except Exception as error:
-            if not self._closes:
-                reason = Stopped(
-                    f"create: Ray Data cannot go on ({one_line(error)[:300]}); the same command goes on from here"
-                )
-                self._loop.call_soon_threadsafe(self._fail, reason)
+            why = one_line(error)[:300]
+        if not self._closes:
+            failure = Stopped(f"create: Ray Data cannot go on ({why}); the same command goes on from here")
+            self._loop.call_soon_threadsafe(self._fail, failure)
 
     def _take(self, number: int, packed: bytes) -> None:
         due = self._due.get(number)
@@ -441,8 +444,8 @@ def _ray_data(order: Order, hub: Any, crew: int, size: int, nodes: Sequence[str]
 
     settings = order.settings.ray
     at_once = max(1, ROWS_OF_A_WORKER // settings.rows_per_block)
-    # Ray Data spreads actors over the nodes that may have them; one that starts again may be anywhere
-    where = {
+    # Ray Data spreads actors over these; one that starts again may be anywhere
+    at_nodes = {
         "label_selector": {"ray.io/node-id": f"in({','.join(nodes)})"},
         "fallback_strategy": [{"label_selector": {}}],
     }
@@ -452,6 +455,7 @@ def _ray_data(order: Order, hub: Any, crew: int, size: int, nodes: Sequence[str]
     context.max_consecutive_actor_init_deaths = MOST_ENDS * size
     context._max_num_blocks_in_streaming_gen_buffer = _UNDER_WAY
     context.issue_detectors_config.detectors = []  # rows that take minutes are none
+    context.memory_usage_poll_interval_s = None  # a thread for each block that is made
     with ray.data.DataContext.current(context):
         # beside the hub, and never in one process with the workers, as their settings differ
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
@@ -471,7 +475,7 @@ def _ray_data(order: Order, hub: Any, crew: int, size: int, nodes: Sequence[str]
                 max_concurrent_calls_per_actor=at_once,
                 enable_true_multi_threading=True,
             ),
-            **(where if nodes else {}),
+            **(at_nodes if nodes else {}),
         )
 
 
@@ -556,16 +560,11 @@ class _connected:
         warnings.filterwarnings("ignore", module=r"ray\.")
         starts = self._address is None and "RAY_ADDRESS" not in os.environ
         more: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 2**28} if starts else {}
+        address = "local" if starts else self._address  # else Ray would take a cluster that it finds on this machine
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            # a cluster that somebody left on this machine is not asked for
             with _silent():
-                ray.init(
-                    address="local" if starts else self._address,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    **more,
-                )
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RecipeError(
                 f"create.ray.address: no Ray cluster could be used at {self._address or 'this machine'} "

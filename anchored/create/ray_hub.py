@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -19,8 +20,10 @@ from pathlib import Path
 from anchored.create.desk import CreateChats
 from anchored.create.engine import Made
 from anchored.create.settings import CreateSettings
+from anchored.errors import Stopped
 from anchored.llm.shared import Books, Hub
 from anchored.progress import Progress
+from anchored.records import content_hash
 
 BEAT_SECONDS = 3.0
 SILENT_SECONDS = 30.0
@@ -81,11 +84,14 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A worker has ended, or is taken for it; `blocks` are those that it had begun."""
+    """A worker has ended, or is taken for it."""
 
     worker: str
     why: str
-    blocks: tuple[int, ...]
+    begun: tuple[int, ...]
+    """Blocks that it was making."""
+    waiting: tuple[int, ...]
+    """Blocks that nobody has begun: they may be on their way to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +204,8 @@ class RayHub(Hub):
         queue = self._queues[crew]
         queue.reader = queue.reader or reader
         if queue.reader != reader:  # what the first one took would be lost
-            self._tell(Failed(RuntimeError("the process that hands blocks to workers is gone")))
+            gone = "create: the process that hands prompts to workers is gone; the same command goes on from here"
+            self._tell(Failed(Stopped(gone)))
             return None
         while not queue.blocks:
             if self._ends:
@@ -254,11 +261,17 @@ class RayHub(Hub):
     def _miss(self, worker: str, why: str) -> None:
         del self._members[worker]
         begun = tuple(number for number, by in self._makes.items() if by == worker)
+        waiting = tuple(sorted(self._due - self._makes.keys()))
         for number in begun:
             del self._makes[number]
         self.lose(worker)
-        self._tell(Gone(worker, why, begun))
+        self._tell(Gone(worker, why, begun, waiting))
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)
         self._happened.set()
+
+
+def node_store_path(run: str) -> Path:
+    """Where a node keeps a run's replies until the run's own store has them."""
+    return Path(tempfile.gettempdir()) / f"anchored-{os.getuid()}" / f"{content_hash([run])[:16]}.sqlite"

@@ -10,7 +10,6 @@ import logging
 import os
 import pickle
 import sys
-import tempfile
 import threading
 import traceback
 import uuid
@@ -27,14 +26,16 @@ from ray.data.datasource import Datasource, ReadTask
 
 from anchored.create.desk import Desk
 from anchored.create.engine import make_row
-from anchored.create.ray_hub import BEAT_SECONDS, Asked, Block, Order
-from anchored.errors import AnchoredError, Stopped
+from anchored.create.ray_hub import BEAT_SECONDS, Asked, Block, Order, node_store_path
+from anchored.errors import AnchoredError, DataError, Stopped
 from anchored.llm.ask import work_through
 from anchored.llm.replies import ReplyStore
 from anchored.llm.shared import Heard, Line, Said, books_of, hand_over
 from anchored.process import settle_environment
 from anchored.progress import Silent
-from anchored.records import Prompt, content_hash
+from anchored.records import Prompt
+
+log = logging.getLogger(__name__)
 
 
 class Blocks(Datasource):
@@ -112,10 +113,11 @@ class _Life:
         logging.getLogger("anchored").addHandler(self._notes.handler)
         self._line = Line(_RayWire(self._hub, self._name))
         self._stack.push_async_callback(self._line.close)
-        self._node_store = ReplyStore(node_store(self._order.run))
-        self._stack.push_async_callback(self._leave_store)
-        await hand_over(self._node_store, self._line)  # what a run left that ended before it could
-        books = books_of(self._name, self._line, counts_money=self._order.counts_money, node_store=self._node_store)
+        store = _node_store(node_store_path(self._order.run))
+        if store:
+            self._stack.push_async_callback(self._leave, store)
+            await hand_over(store, self._line)  # what a run left that ended before it could
+        books = books_of(self._name, self._line, counts_money=self._order.counts_money, node_store=store)
         self._chats = await self._stack.enter_async_context(self._order.open_chats(books, self._notes))
         self._desk = Desk(self._order.settings, self._chats)
         self._closing = asyncio.create_task(self._close())
@@ -151,11 +153,11 @@ class _Life:
             await self._stack.aclose()
         await self._hub.closed.remote(self._name)
 
-    async def _leave_store(self) -> None:
+    async def _leave(self, store: ReplyStore) -> None:
         """Merge what the node has still, and leave no file."""
-        await hand_over(self._node_store, self._line)
-        self._node_store.close()
-        for path in self._node_store.path.parent.glob(f"{self._node_store.path.name}*"):
+        await hand_over(store, self._line)
+        store.close()
+        for path in store.path.parent.glob(f"{store.path.name}*"):
             path.unlink(missing_ok=True)  # another worker that still has it open hands over what it wrote
 
     def _counted(self) -> dict[str, Asked]:
@@ -165,11 +167,16 @@ class _Life:
         return found
 
 
-def node_store(run: str) -> Path:
-    """Where a node keeps a run's replies until the run's own store has them."""
-    folder = Path(tempfile.gettempdir()) / f"anchored-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / f"{content_hash([run])[:16]}.sqlite"
+def _node_store(path: Path) -> ReplyStore | None:
+    """The node's store; None where it cannot be had, and the run's own has to do."""
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if path.parent.stat().st_uid != os.getuid():
+            raise DataError(f"{path.parent} is somebody else's")
+        return ReplyStore(path)
+    except (DataError, OSError) as error:
+        log.warning("replies are kept in the run folder alone, not on this node: %s", error)
+        return None
 
 
 class _RayWire:
@@ -203,9 +210,9 @@ async def _heard(answer: Any) -> Any:
         return await answer
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
-        raise (
-            cause if isinstance(cause, AnchoredError) else Stopped(f"the hub is gone ({type(error).__name__})")
-        ) from None
+        if isinstance(cause, AnchoredError):
+            raise cause from None
+        raise Stopped(f"the hub is gone ({type(error).__name__})") from None
 
 
 def _beat(hub: Any, worker: str) -> None:

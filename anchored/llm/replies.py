@@ -13,7 +13,7 @@ import json
 import shlex
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -133,8 +133,11 @@ class ReplyStore:
 
         The first reply to a request stays.
         """
+        self.put_rows((stored_row(entry) for entry in entries), spendings)  # one at a time: a reply may be megabytes
+
+    def put_rows(self, rows: Iterable[StoredRow], spendings: Sequence[Spending] = ()) -> None:
+        """The same with replies as they are stored, here or on another machine."""
         now = _now()
-        rows = (_row(entry, now) for entry in entries)  # one at a time: a reply may be megabytes
         with self._writing, self._named_errors(), self._transaction():
             self._writer.executemany(_INSERT, rows)
             self._writer.executemany(_SPEND, [_spent_row(spending, now) for spending in spendings])
@@ -156,11 +159,18 @@ class ReplyStore:
 
     async def keep(self, entries: Sequence[Entry], purse: Purse | None = None) -> None:
         """Keep replies, and what `purse` has spent since the last time; they are on the disk when this returns."""
+        await self._keep(lambda spendings: self.put(entries, spendings), bool(entries), purse)
+
+    async def keep_rows(self, rows: Sequence[StoredRow], purse: Purse | None = None) -> None:
+        """The same with replies as they are stored."""
+        await self._keep(lambda spendings: self.put_rows(rows, spendings), bool(rows), purse)
+
+    async def _keep(self, put: Callable[[list[Spending]], None], has_replies: bool, purse: Purse | None) -> None:
         spendings = purse.take_unlisted() if purse else []
-        if not entries and not spendings:
+        if not has_replies and not spendings:
             return
         try:
-            await asyncio.to_thread(self.put, entries, spendings)
+            await asyncio.to_thread(put, spendings)
         except Exception:
             if purse:
                 purse.list_again(spendings)
@@ -172,15 +182,10 @@ class ReplyStore:
             return [key for (key,) in self._reader.execute("select key from replies order by rowid limit ?", (most,))]
 
     def rows(self, keys: Sequence[str]) -> list[StoredRow]:
-        """The replies with these keys as they are stored, for `add`."""
+        """The replies with these keys as they are stored, for `put_rows` of another store."""
         with self._named_errors():
             select = f"select {COLUMNS} from replies where key = ?"
             return [row for key in keys for row in self._reader.execute(select, (key,))]
-
-    def add(self, rows: Sequence[StoredRow]) -> None:
-        """Keep replies of another store; the first reply to a request stays."""
-        with self._writing, self._named_errors(), self._transaction():
-            self._writer.executemany(_INSERT, rows)
 
     def remove(self, keys: Sequence[str]) -> None:
         """Let go of replies that another store has."""
@@ -455,7 +460,8 @@ class _Call:
                 self.task.cancel()
 
 
-def _row(entry: Entry, created: str) -> StoredRow:
+def stored_row(entry: Entry) -> StoredRow:
+    """A reply as it is stored, now."""
     reply = _fields(entry.reply)
     raw = reply.pop("raw")
     return (
@@ -464,7 +470,7 @@ def _row(entry: Entry, created: str) -> StoredRow:
         json.dumps(entry.request, default=_fields),
         json.dumps(reply, default=_fields),
         json.dumps(raw),
-        created,
+        _now(),
         _open_key(entry.fingerprint, entry.request),
         entry.request.max_tokens,
     )

@@ -27,11 +27,11 @@ from anchored.llm.chat import Chat, Reply, Request
 from anchored.llm.limits import Gate, Limits, Slot, gate_of
 from anchored.llm.money import Purse, Reservation, Reserves, Spending, Spent
 from anchored.llm.rates import Quotas
-from anchored.llm.replies import Entry, Remembered, Replies, ReplyStore, StoredRow, request_key
+from anchored.llm.replies import Entry, Remembered, Replies, ReplyStore, StoredRow, stored_row
 from anchored.llm.settings import EndpointSettings
 from anchored.records import content_hash
 
-_WAIT = ("enter", "renew", "reserve", "keep", "add")
+_WAIT = ("enter", "renew", "reserve", "keep")
 """What is not done at once."""
 _TOGETHER = 256
 """Replies that a node's store hands over, or lets go of, at a time."""
@@ -186,9 +186,9 @@ class Hub:
             self._gates[endpoint.name] = gate_of(endpoint)
         return self._gates[endpoint.name]
 
-    async def keep(self, entries: Sequence[Entry]) -> None:
+    async def keep(self, rows: Sequence[StoredRow]) -> None:
         try:
-            await self.store.keep(entries, self.purse)
+            await self.store.keep_rows(rows, self.purse)
         except Exception as error:
             self.store.failure = self.store.failure or str(error)
             raise
@@ -287,15 +287,12 @@ class _Holder:
     def look_up(self, fingerprint: str, request: Request) -> Reply | None:
         return self._hub.store.find(fingerprint, request)
 
-    async def keep(self, entries: Sequence[Entry]) -> None:
-        await self._hub.keep(entries)
+    async def keep(self, rows: Sequence[StoredRow]) -> None:
+        await self._hub.keep(rows)
 
     def lacking(self, keys: Sequence[str]) -> list[str]:
         """Those keys of replies that the store does not have."""
         return [key for key in keys if key not in self._hub.store]
-
-    async def add(self, rows: Sequence[StoredRow]) -> None:
-        await asyncio.to_thread(self._hub.store.add, rows)
 
     def drop_all(self) -> None:
         for number in list(self._waiting):
@@ -441,9 +438,10 @@ class SharedReplies:
     async def keep(self, entries: Sequence[Entry], purse: Purse | None = None) -> None:
         if not entries:
             return
-        await self._at_node(lambda store: store.put(entries))
-        await self._line.ask("keep", entries)
-        self._arrived += [request_key(entry.fingerprint, entry.request) for entry in entries]
+        rows = [stored_row(entry) for entry in entries]
+        await self._at_node(lambda store: store.put_rows(rows))
+        await self._line.ask("keep", rows)
+        self._arrived += [str(key) for key, *_ in rows]
         if len(self._arrived) >= _TOGETHER:
             arrived, self._arrived = self._arrived, []
             await self._at_node(lambda store: store.remove(arrived))
@@ -462,7 +460,7 @@ async def hand_over(store: ReplyStore, line: Line) -> None:
     """Merge a node's store into the hub's: what that has not, it gets, and the node's is empty."""
     while keys := store.keys(_TOGETHER):
         if lacking := await line.ask("lacking", keys):
-            await line.ask("add", store.rows(lacking))
+            await line.ask("keep", store.rows(lacking))
         await asyncio.to_thread(store.remove, keys)
 
 

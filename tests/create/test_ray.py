@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -38,9 +40,11 @@ from pocket_creation import (
 from processes import all_gone
 from pydantic import ValidationError
 from ray_nodes import below, nodes
+from small_disk import small_disk
 
 from anchored import recipe as recipes
 from anchored.create import desk
+from anchored.create.ray_hub import node_store_path
 from anchored.create.settings import CreateSettings, RaySettings
 from anchored.errors import RecipeError
 from anchored.pipeline import Batching, Plan, execute
@@ -93,6 +97,22 @@ def on_ray(folder: Path, settings: Sequence[object], expected: int = 0) -> str:
     done = anchored("create", POCKET, *settings, *ON_RAY, "--out", folder, env=KEYED)
     assert done.code == expected, done.out + done.err
     return done.out + done.err
+
+
+def written(store: Path) -> dict[str, str]:
+    """When each reply was written, by its key."""
+    with closing(sqlite3.connect(store)) as opened:
+        return dict(opened.execute("select key, created from replies"))
+
+
+@pytest.fixture(autouse=True)
+def _clean_node(tmp_path: Path) -> Iterator[None]:
+    """What killed runs leave on this machine, which no command comes back for."""
+    yield
+    for name in ("run", "ray"):
+        path = node_store_path(str(tmp_path / name))
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
 
 
 @pytest.mark.slow
@@ -188,6 +208,24 @@ def test_a_node_killed_midway_costs_what_it_had_in_flight_and_no_pair(tmp_path: 
     assert usd(requests) - 1e-9 <= sum(said.values()), "what was in flight may have been billed, and is counted"
     assert_keyless(tmp_path)
     assert_keyless(Path("/tmp/ray/session_latest").resolve())
+
+
+@pytest.mark.slow
+def test_what_a_full_disk_did_not_take_is_on_the_node_and_not_asked_again(world: World, tmp_path: Path) -> None:
+    alone = whole(tmp_path / "alone", world, "stronger-preferred")
+    run = Run(tmp_path / "run")
+    node = node_store_path(str(run.folder))
+    with small_disk(run.folder) as resize, Teacher(api_key=KEY) as teacher:
+        settings = [*overrides(world, "stronger-preferred", teacher.base_url), "create.ray.workers=1"]
+        resize(160)
+        assert "the disk takes no more" in on_ray(run.folder, settings, expected=2)
+        left = written(node)
+        assert left.keys() - written(run.replies).keys()
+        resize(4096)
+        on_ray(run.folder, settings)
+        assert left.items() <= written(run.replies).items(), "none of these was asked again"
+        assert made(run) == made(alone)
+    assert not node.exists()
 
 
 @pytest.mark.slow
