@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from harness_world import LARGEST, LENGTH, NUMBERS, RULES, WORK, Function, reference, write_task, write_tasks
+from harness_world import LARGEST, LENGTH, NUMBERS, RULES, STOPPED, WORK, Function, reference, write_task, write_tasks
 from peft import LoraConfig, get_peft_model
 from tiny_models import CHATML, save_folder
 
@@ -35,7 +35,7 @@ from anchored.pocket.world import policy_folder
 from anchored.progress import Silent
 from anchored.runs import Run, read_lines
 
-NAMES = (WORK, RULES, NUMBERS)
+NAMES = (WORK, STOPPED, RULES, NUMBERS)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,8 @@ def examined(one: Harness, chat: Chat, name: str = "start", folder: Path | None 
 def names_of(task: str) -> Iterator[tuple[str, str]]:
     """Each view of a task with lm-eval's name for it."""
     for view in {
-        WORK: ["exact_match,strict-match", "exact_match,flexible-extract"],
+        WORK: (exact := ["exact_match,strict-match", "exact_match,flexible-extract"]),
+        STOPPED: exact,
         NUMBERS: ["acc", "acc_norm"],
         RULES: [f"{level}_level_{kind}_acc" for kind in ("strict", "loose") for level in ("prompt", "inst")],
     }[task]:
@@ -160,6 +161,19 @@ def test_every_answer_and_grade_is_lm_evals_own(theirs: dict[str, Any], run: Run
     assert (
         exported["results"][RULES]["inst_level_loose_acc,none"] == theirs["results"][RULES]["inst_level_loose_acc,none"]
     )
+
+
+def test_the_model_stops_where_a_task_says(run: Run) -> None:
+    with ReplyStore(run.replies) as store:
+        rows = store._reader.execute(
+            "select reply, raw, request from replies where request like '%, carry%'"
+        ).fetchall()
+    stopped = 0
+    for reply, raw, request in rows:
+        past = json.loads(raw)["text"].removeprefix(json.loads(reply)["text"])
+        stopped += any(past.startswith(stop) for stop in json.loads(request)["stop"])
+        assert len(past) < 12  # nothing is written past the token that ends it
+    assert (len(rows), stopped) == (4, 3)
 
 
 def test_likelihoods_are_lm_evals_own(theirs: dict[str, Any], run: Run) -> None:
