@@ -285,14 +285,13 @@ def _conclude(
         }
 
     notes = told(lambda benchmark, rows: list(benchmark.notes(rows)))
+    chosen = [row for one in every if one is not chooses for row in one.chosen_elsewhere(chooses, settings.select.take)]
     failures = {name: one.failures for name, one in scorings.items()}
     _tell(notes, failures, len(in_order), progress)
     return {
         "checkpoints": [checkpoint.name for checkpoint in in_order],
         "improvement": [row for one in every for row in one.improvements()],
-        "chosen": [
-            row for one in every if one is not chooses for row in one.chosen_elsewhere(chooses, settings.select.take)
-        ],
+        "chosen": chosen,
         "stronger": [row for one in every for row in one.towards_stronger(str(stronger[0].folder))] if stronger else [],
         "lengths": told(mean_length),
         "length_changes": {name: one.length_changes() for name, one in scorings.items()},
