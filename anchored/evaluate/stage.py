@@ -60,12 +60,14 @@ async def evaluate(
     judges: Mapping[str, Chat],
     money: Money | None = None,
     open_likelihoods: Callable[[Checkpoint], Chat] | None = None,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Score every checkpoint on every benchmark, the starting model first, then those of training in order.
 
     One named `STRONGER`, wherever it stands, is the model that the others are measured against. Each is opened once and
     answers all benchmarks; the benchmark's judge in `judges`, if it has one, grades its answers while the next one
     answers. `open_likelihoods` opens what tells likelihoods under a checkpoint's weights to benchmarks that need them.
+    `limit` says of how many questions the benchmarks were made, for the summary.
     Writes answers/BENCHMARK/CHECKPOINT.jsonl, scores.jsonl, resamples.npz and the stage's summary.
     """
     began = time.monotonic()
@@ -107,6 +109,7 @@ async def evaluate(
     if money is not None:
         summary["spent"] = asdict(money.spent())
         progress.note(f"evaluate: {dollars(money.spent_usd)} are spent on judges and the stronger model")
+    summary["limit"] = limit
     summary["seconds"] = round(time.monotonic() - began, 1)
     run.complete("evaluate", summary)
     return summary
