@@ -171,15 +171,12 @@ class AlpacaEval(Benchmark):
 
     def _judged(self, rows: Rows, items: Sequence[Item]) -> JudgedRows:
         """A model's judged answers to the items and, after them, those to the same that were asked for again."""
-        again = [
-            (place, rows[name])
-            for place, item in enumerate(items)
-            if (name := f"{item.id}{_AGAIN}") in rows and rows[name].grades
-        ]
-        kept: list[tuple[int, Graded]] = [*((place, rows[item.id]) for place, item in enumerate(items)), *again]
+        again = [rows[name] for item in items if (name := f"{item.id}{_AGAIN}") in rows and rows[name].grades]
+        kept = [*(rows[item.id] for item in items), *again]
+        places = [self._place(row.item) for row in kept]
         return JudgedRows(
-            np.array([1 + row.grades[WIN_RATE] for _, row in kept if row.grades]),
-            self._gaps([row.answered for _, row in kept]),
-            self._data.difficulty_of([self._place(row.item) for _, row in kept]),
-            np.array([place for place, _ in kept]) if again else None,
+            np.array([1 + row.grades[WIN_RATE] for row in kept if row.grades]),
+            self._gaps([row.answered for row in kept]),
+            self._data.difficulty_of(places),
+            np.array(places),
         )

@@ -293,12 +293,12 @@ def _read_regression(file: Path, n: int) -> tuple[GamedRows, ndarray]:
     index, difficulty = (_column(rows, name, file) for name in ("index", "instruction_difficulty"))
     known = _by_index(index, difficulty, file, n)
     rows = [row for row in rows if row["preference"] not in ("", "nan", "NaN")]
-    preference, gap, difficulty = (
-        _column(rows, name, file) for name in ("preference", "std_delta_len", "instruction_difficulty")
+    preference, gap, difficulty, index = (
+        _column(rows, name, file) for name in ("preference", "std_delta_len", "instruction_difficulty", "index")
     )
     if off := int((~((preference >= 0) & (preference <= 1))).sum()):
         raise EvaluationError(f"{file}: {off} preferences are not from 0 to 1; get it from {SOURCE}")
-    return GamedRows(preference, gap, difficulty), known
+    return GamedRows(preference, gap, difficulty, index.astype(int)), known
 
 
 def _read_difficulty(file: Path, n: int) -> ndarray:

@@ -261,7 +261,8 @@ def _rows(
     lengths = np.array([len(one.answer) for one in kept], dtype=float)
     baseline = np.array([len(one.baseline) for one in kept], dtype=float)
     preference = np.array([one.preference for one in kept], dtype=float)
-    return JudgedRows(preference, baseline - lengths, data.difficulty_of(judged)), lengths, baseline
+    rows = JudgedRows(preference, baseline - lengths, data.difficulty_of(judged), np.array(judged, dtype=int))
+    return rows, lengths, baseline
 
 
 def _with(rows: JudgedRows, judged: Sequence[int], more: Sequence[Annotation | None], data: AlpacaData) -> JudgedRows:

@@ -44,6 +44,8 @@ def test_the_benchmark_is_read_and_what_is_not_official_is_said(folder: Path) ->
     assert (data.baseline, len(data.difficulty)) == ("base", N)
     assert data.gamed is not None
     assert len(data.gamed.preference) == 2 * N
+    assert data.gamed.instruction is not None
+    assert data.gamed.instruction.tolist() == [*range(N), *range(N)]
     sha = hashlib.sha256((folder / "df_gamed_small.csv").read_bytes()).hexdigest()[:12]
     assert data.regression == f"df_gamed_small.csv (sha256 {sha})"
     said = "; ".join(data.notes)
