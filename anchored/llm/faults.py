@@ -45,6 +45,9 @@ NO_MONEY = re.compile(
     re.IGNORECASE,
 )
 MODERATED = re.compile(r"moderation|flagged|content.?(policy|filter)", re.IGNORECASE)
+ABOUT_TEXT = re.compile(
+    rf"{MODERATED.pattern}|safety|inappropriate|context|token|too (long|large)|length", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,11 @@ class Fault:
     """No more than these, even if the settings allow them."""
     not_run: bool = False
     """The endpoint says that it never ran the request."""
+
+    @property
+    def minds_the_text(self) -> bool:
+        """Whether the endpoint says that it is what one request asks which it does not take."""
+        return ABOUT_TEXT.search(self.reason) is not None
 
     @property
     def may_be_billed(self) -> bool:
@@ -112,7 +120,8 @@ def fault_of_exception(error: Exception) -> Fault:
     if any(isinstance(cause, TimeoutError) for cause in chain):
         return Fault("again", "no reply in time", most_retries=TIMEOUT_RETRIES)
     if isinstance(error, ValueError | RecursionError):  # brackets within brackets without end
-        return Fault("again", "the reply is no JSON")
+        shown = "" if isinstance(error, json.JSONDecodeError | RecursionError) else f": {one_line(error)}"
+        return Fault("again", f"the reply is no JSON{shown}")
     return Fault("again", f"the connection broke ({type(chain[-1]).__name__})")
 
 
