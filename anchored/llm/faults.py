@@ -81,7 +81,7 @@ def fault_of_status(status: int, headers: Mapping[str, str], body: Any) -> Fault
     error = _error_fields(body)
     message = _message(body, error)
     words = f"{error.get('code')} {error.get('type')} {message}"
-    reason = f"{status}: {message}" if message else str(status)
+    reason = f"{status}: {message.removeprefix(f'{status}: ')}" if message else str(status)
 
     def fault(follows: Follows, **more: Any) -> Fault:
         return Fault(follows, reason, status, retry_after(headers), **more)
