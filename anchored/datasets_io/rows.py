@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -72,7 +73,8 @@ def read(source: str | Path, split: str | None = None, wanted: Collection[str] =
     elif isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and not _format(path.name):
         yield from _dataset_rows(_load_dataset(source, split), source, wanted)
     else:
-        raise DataError(f"{source}: no such file or folder; a Hub id looks like openbmb/UltraFeedback")
+        counted = "" if path.is_absolute() else f" in {os.getcwd()}"
+        raise DataError(f"{source}: no such file or folder{counted}; a Hub id looks like openbmb/UltraFeedback")
 
 
 def _files(path: Place, split: str | None) -> list[Place]:
@@ -90,6 +92,8 @@ def _files(path: Place, split: str | None) -> list[Place]:
         about_data = file.name.startswith("dataset_info") or file.name.endswith(DECISIONS)
         if _format(file.name) and not hidden and not about_data:
             by_split.setdefault(_split_of(file), []).append(path / str(file))
+    if not by_split and (path / "recipe.yaml").exists():
+        raise DataError(f"{path}: this run folder has no pairs yet; `anchored create` makes them")
     if not by_split:
         raise DataError(f"{path}: holds no {', '.join(_ENDINGS)} file")
     chosen = split or ("train" if "train" in by_split else None)
