@@ -174,7 +174,8 @@ def _begin(run: Run, plan: Plan, progress: Progress) -> None:
     changed = recipes.changes(run, recipe)
     first = recipes.first_stage(changed) if changed else plan.redo
     if STAGES.index(first) < STAGES.index(plan.redo):
-        keys = ", ".join(change.key for change in changed)
+        before = STAGES[: STAGES.index(plan.redo)]
+        keys = ", ".join(change.key for change in changed if recipes.first_stage([change]) in before)
         raise RecipeError(f"--redo {plan.redo}: {keys} changed, which touches {first}; use --redo {first}")
     run.redo(plan.redo)
     recipes.write(run, recipe)

@@ -192,7 +192,7 @@ def test_a_corrected_setting_is_no_change_where_nothing_was_made(tmp_path: Path)
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_says_that_it_goes_on(tmp_path: Path, sent: int) -> None:
     run = Run(tmp_path / "run")
     arguments = command(["create", POCKET, "--out", run.folder])

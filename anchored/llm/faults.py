@@ -47,6 +47,9 @@ NO_MONEY = re.compile(
 # too many, too long, blank, or of no use to it: whatever is said against them, an answer can be had without
 STOPS = re.compile(r"""\bstop_(?:sequences?|strings?)\b|["'`]stop["'`]|^stop\b""", re.IGNORECASE)
 MODERATED = re.compile(r"moderation|flagged|content.?(policy|filter)", re.IGNORECASE)
+ABOUT_TEXT = re.compile(
+    rf"{MODERATED.pattern}|safety|inappropriate|context|token|too (long|large)|length", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,11 @@ class Fault:
     """The endpoint says that it never ran the request."""
 
     @property
+    def minds_the_text(self) -> bool:
+        """Whether the endpoint says that it is what one request asks which it does not take."""
+        return ABOUT_TEXT.search(self.reason) is not None
+
+    @property
     def may_be_billed(self) -> bool:
         """Whether the model may have done its work all the same: no error of the endpoint's own says otherwise."""
         if self.follows == "without":
@@ -77,7 +85,7 @@ def fault_of_status(status: int, headers: Mapping[str, str], body: Any) -> Fault
     error = _error_fields(body)
     message = _message(body, error)
     words = f"{error.get('code')} {error.get('type')} {message}"
-    reason = f"{status}: {message}" if message else str(status)
+    reason = f"{status}: {message.removeprefix(f'{status}: ')}" if message else str(status)
 
     def fault(follows: Follows, **more: Any) -> Fault:
         return Fault(follows, reason, status, retry_after(headers), **more)
@@ -116,7 +124,8 @@ def fault_of_exception(error: Exception) -> Fault:
     if any(isinstance(cause, TimeoutError) for cause in chain):
         return Fault("again", "no reply in time", most_retries=TIMEOUT_RETRIES)
     if isinstance(error, ValueError | RecursionError):  # brackets within brackets without end
-        return Fault("again", "the reply is no JSON")
+        shown = "" if isinstance(error, json.JSONDecodeError | RecursionError) else f": {one_line(error)}"
+        return Fault("again", f"the reply is no JSON{shown}")
     return Fault("again", f"the connection broke ({type(chain[-1]).__name__})")
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ from anchored.llm.faults import Fault
 from anchored.llm.limits import HeldSlot, Limits, gate_of
 from anchored.llm.money import Reserves, Spending, cost, worst_case
 from anchored.llm.rates import TokenGuess, read_quotas
-from anchored.llm.responses import read_reply
+from anchored.llm.responses import read_body, read_reply
 from anchored.llm.settings import EndpointSettings
 from anchored.llm.stops import first_stop, stopped
 
@@ -77,6 +77,9 @@ class OpenAIChat:
         self._refused: set[str] = set()
         self._said_estimated = self._said_unstopped = False
         self._reached = False
+        self._answered = False
+        self._refusals: Counter[str] = Counter()
+        """How often, and in which words, it refused requests before it had answered any."""
         self._failed_in_a_row = 0
         self._held_back_since: float | None = None
         self._over: tuple[type[AnchoredError], str] | None = None
@@ -160,12 +163,12 @@ class OpenAIChat:
         async def call() -> object:
             response = (await self._connection.send(verb, path, body)).response
             heard(response.headers)
-            return json.loads(self._connection.keyless(response.content))
+            return read_body(self._connection.keyless(response.content))
 
         return await self._connection.attempt(call(), seconds, heard)
 
     def _note_success(self, reply: Reply, characters: int, slot: HeldSlot) -> None:
-        self._reached = True
+        self._reached = self._answered = True
         self._failed_in_a_row = 0
         self._held_back_since = None
         tokens = reply.usage.prompt_tokens + reply.usage.completion_tokens
@@ -200,6 +203,7 @@ class OpenAIChat:
             self._end(Stopped, self._connection.why_no_money(fault))
         is_ours = fault.parameter in body and fault.parameter not in self._settings.extra_body
         if fault.follows == "row" or (fault.follows == "without" and not is_ours):
+            self._note_refusal(fault)
             raise ReplyError(f"{self._connection.where} refused the request ({fault.reason})")
         if fault.follows == "without":
             self._leave_out(fault)
@@ -213,6 +217,14 @@ class OpenAIChat:
             self._throttle(fault, tries, slot)
             return 0
         return self._retry(fault, tries)
+
+    def _note_refusal(self, fault: Fault) -> None:
+        """Where nothing was ever answered and all is refused in the same words, it is not these rows that are wrong."""
+        if self._answered or fault.minds_the_text:
+            return
+        self._refusals[fault.reason] += 1
+        if self._refusals[fault.reason] >= self._settings.stop_after_failures:
+            self._end(ModelError, self._connection.why_all_refused(fault, self._refusals[fault.reason]))
 
     def _throttle(self, fault: Fault, tries: _Tries, slot: HeldSlot) -> None:
         tries.throttled += 1

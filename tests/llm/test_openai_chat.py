@@ -537,3 +537,26 @@ def test_a_parameter_that_is_refused_though_it_was_not_sent_fails_the_row(server
     with pytest.raises(ReplyError, match="'seed' is not supported"):
         ask_one(server)
     assert len(server.seen) == 2
+
+
+def test_an_endpoint_that_refuses_everything_in_the_same_words_stops_the_stage(server: FaultServer) -> None:
+    server.script = [fails(400, {"message": "m is not a valid model ID"})] * 5
+
+    async def five(chat: OpenAIChat) -> list[str]:
+        errors = [await asyncio.gather(chat.reply(a_request(str(n))), return_exceptions=True) for n in range(5)]
+        return [type(error).__name__ for (error,) in errors]
+
+    assert use(server, five, stop_after_failures=3) == ["ReplyError"] * 2 + ["ModelError"] * 3
+    assert len(server.seen) == 3
+
+
+@pytest.mark.parametrize("answered_before", [True, False])
+def test_rows_that_an_endpoint_minds_stop_nothing(server: FaultServer, answered_before: bool) -> None:
+    message = "odd request" if answered_before else "maximum context length is 10 tokens"
+    server.script = [says("fine")] * answered_before + [fails(400, {"message": message})] * 4
+
+    async def all_of_them(chat: OpenAIChat) -> list[str]:
+        found = [await asyncio.gather(chat.reply(a_request(str(n))), return_exceptions=True) for n in range(4)]
+        return [type(one).__name__ for (one,) in found[1:]]
+
+    assert use(server, all_of_them, stop_after_failures=2) == ["ReplyError"] * 3
