@@ -397,6 +397,8 @@ def main() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _end_as_by_ctrl_c)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
+        signal.signal(signal.SIGHUP, _end_as_by_ctrl_c)
     code = _exit_code()
     if under_launcher():
         # the end of an interpreter that ran collectives was seen to abort, which would pass for a failure
@@ -407,7 +409,7 @@ def main() -> None:
 
 
 def _end_as_by_ctrl_c(*_: object) -> None:
-    """A job manager's SIGTERM is as clean an end as Ctrl-C."""
+    """A job manager's SIGTERM, or the end of the terminal, is as clean an end as Ctrl-C."""
     signal.raise_signal(signal.SIGINT)
     # where it was blocked it has waited, as one with those that came before
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

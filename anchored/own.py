@@ -25,7 +25,7 @@ def import_attribute(path: str, setting: str) -> object:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(f"{setting} is {path!r}, but {_why(error, module_name)}") from error
     if not hasattr(module, attribute):
         where = getattr(module, "__file__", None) or module_name
@@ -33,7 +33,7 @@ def import_attribute(path: str, setting: str) -> object:
     return getattr(module, attribute)
 
 
-def failure(error: Exception) -> str:
+def failure(error: BaseException) -> str:
     """What a function of one's own raised, and the line of its own file that did."""
     _, *frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == frames[0].filename]
@@ -41,7 +41,7 @@ def failure(error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}{where}"
 
 
-def _why(error: Exception, module_name: str) -> str:
+def _why(error: BaseException, module_name: str) -> str:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing and (module_name == missing or module_name.startswith(f"{missing}.")):
         return (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -74,6 +76,18 @@ LAYOUTS = {
         **EXPLICIT,
         "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "Because."}]}],
     },
+    "transcripts": {
+        "chosen": "\n\nHuman: Why?\n\nAssistant: Because.",
+        "rejected": "\n\nHuman: Why?\n\nAssistant: No idea.",
+    },
+    "a transcript that waits for the answer": {**STRINGS, "prompt": "\n\nHuman: Why?\n\nAssistant:"},
+    "input": {"input": "Why?", "chosen": "Because.", "rejected": "No idea."},
+    "conversation that waits for the answer": {
+        "conversations": [{"from": "human", "value": "Why?"}],
+        "chosen": {"from": "gpt", "value": "Because."},
+        "rejected": {"from": "gpt", "value": "No idea."},
+    },
+    "prompt beside full turns": {"messages": [USER], **IMPLICIT},
 }
 
 
@@ -139,6 +153,31 @@ def test_each_kind_of_file_reads_as_the_same_pair(name: str, tmp_path: Path) -> 
     pairs = {file.name: only_pair(file) for file in files}
     assert len(set(pairs.values())) == 1, pairs
     assert pairs["a.jsonl"].chosen.text == "Because."
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.bz2", "a.jsonl.xz", "a.jsonl.zst", "A.JSONL", "a.tsv", "a.csv", "a.json"])
+def test_files_are_read_however_they_are_packed_parted_or_spelt(name: str, tmp_path: Path) -> None:
+    line = (json.dumps(STRINGS) + "\n").encode()
+    parted = {"a.tsv": "\t", "a.csv": ";"}
+    packed = {
+        "a.jsonl.bz2": bz2.compress(line),
+        "a.jsonl.xz": lzma.compress(line),
+        "a.jsonl.zst": bytes(pa.compress(line, "zstd", asbytes=True)),
+        "a.json": json.dumps({"version": "1", "data": [STRINGS]}).encode(),
+    }
+    if name in parted:
+        with open(tmp_path / name, "w", newline="", encoding="utf-8") as handle:
+            csv.writer(handle, delimiter=parted[name]).writerows([STRINGS.keys(), STRINGS.values()])
+    else:
+        (tmp_path / name).write_bytes(packed.get(name, line))
+    assert only_pair(tmp_path / name).chosen.text == "Because."
+
+
+def test_a_cut_zst_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    whole = bytes(pa.compress(json.dumps({"prompt": os.urandom(999).hex()}).encode(), "zstd", asbytes=True))
+    (tmp_path / "a.jsonl.zst").write_bytes(whole[:-99])
+    with pytest.raises(DataError, match=r"a.jsonl.zst: cannot be read"):
+        read_pairs(tmp_path / "a.jsonl.zst")
 
 
 def test_who_said_it_and_why_are_kept(tmp_path: Path) -> None:
@@ -384,6 +423,10 @@ def test_a_data_set_that_datasets_saved_is_read_with_its_splits(tmp_path: Path) 
         {"question": "Why?"},
         {"messages": [USER]},
         {"messages": [USER, GOOD]},
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+        {"conversation": [USER, GOOD], "model": "vicuna", "turn": 1},
+        {"prompt": "\n\nHuman: Why?\n\nAssistant: ", "answers": [{"answer": "Because.", "rank": 1.0}]},
+        {"query": "Why?", "input": None},
         "Why?",
         EXPLICIT,
         IMPLICIT,

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from inspect import iscoroutinefunction
 from itertools import groupby
 from typing import Any, Literal
 
@@ -280,15 +281,14 @@ def _windows(text: str, size: int) -> Iterator[str]:
 def _own(path: str) -> Filter:
     """A function `(pair, **options) -> what is wrong with the pair, or ""` as a row of the table."""
     function = import_attribute(path, "create.filters")
-    if not callable(function):
-        raise RecipeError(
-            f"create.filters: {path} is a {type(function).__name__}; a filter is a function (pair, **options)"
-        )
+    if not callable(function) or iscoroutinefunction(function):
+        kind = "coroutine function" if callable(function) else type(function).__name__
+        raise RecipeError(f"create.filters: {path} is a {kind}; a filter is a function (pair, **options)")
 
     def find(pair: Pair, options: Mapping[str, Any]) -> str:
         try:
             found = function(pair, **options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RecipeError(f"create.filters: {path} fails on prompt {pair.prompt.id}: {failure(error)}") from error
         if not isinstance(found, str | None):
             raise RecipeError(

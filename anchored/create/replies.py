@@ -38,7 +38,9 @@ def check(result: Reply | ReplyError, whose: str) -> Usable | Problem:
     if isinstance(result, ReplyError):
         return Problem(Outcome.ENDPOINT_ERROR, f"{whose}: {result}")
     if result.finish_reason == "content_filter":
-        return Problem(Outcome.REFUSAL, f"{whose}: stopped by the endpoint's content filter", result.text)
+        return Problem(Outcome.REFUSAL, f"{whose}: declined, or stopped by the endpoint's content filter", result.text)
+    if result.finish_reason in ("tool_calls", "function_call"):
+        return Problem(Outcome.EMPTY, f"{whose}: calls a tool, and is no answer", result.text)
     if result.finish_reason != "stop":
         return Problem(Outcome.TRUNCATED, f"{whose}: not whole, finish_reason is {result.finish_reason!r}", result.text)
     return check_text(result.text, result.model, whose)

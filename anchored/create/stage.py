@@ -260,7 +260,7 @@ _ADVICE = {
     Outcome.TRUNCATED: "raise max_tokens of create.sample or of the teacher",
     Outcome.EMPTY: "see whether the model answers at all",
     Outcome.REFUSAL: "the teacher will not work on these prompts",
-    Outcome.IDENTICAL_SAMPLES: "raise create.sample.temperature",
+    Outcome.IDENTICAL_SAMPLES: "raise the temperature of who answers",
     Outcome.ENDPOINT_ERROR: "see what the endpoint says",
     Outcome.LENGTH_RATIO: "widen the length_ratio of create.filters, or use another teacher",
     Outcome.LEAK: "take leak out of create.filters, or use another teacher",
@@ -277,7 +277,7 @@ def _no_pairs(refused: Path, training: RowFile) -> str:
         return "create: there are no prompts to make pairs of; see create.prompts"
     counts = training.outcomes.most_common()
     outcome = counts[0][0]
-    advice = _ADVICE.get(outcome, "compare the texts")
+    advice = _ADVICE.get(outcome, "look at them")
     return (
         f"create: none of {training.outcomes.total()} prompts became a pair "
         f"({', '.join(f'{count} {name}' for name, count in counts)}); {advice}; {refused} holds every row, "

@@ -29,6 +29,11 @@ def malformed(detail: str) -> Refused:
 
 # NumPy prints no commas between the turns, and so does a CSV file that pandas made of a parquet file
 _SPELT_TURNS = re.compile(r"""\s*\[\s*\{\s*(['"])(?:role|content)\1\s*:.*\}\s*\]\s*\Z""", re.DOTALL)
+# HH-RLHF's transcripts, which begin with the blank line
+_TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):", re.ASCII)
+_CALLED = {"developer": "system", "human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant"}
+"""What data sets call the roles beside OpenAI's names."""
+_SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
 def turns(value: Any, name: str) -> tuple[Message, ...] | str:
@@ -40,18 +45,21 @@ def turns(value: Any, name: str) -> tuple[Message, ...] | str:
         if spelt is None and _SPELT_TURNS.match(value):
             raise malformed(f"{name} spells turns that cannot be read ({short(value)}); write parquet or JSON lines")
         if not _are_messages(spelt):
-            return well_formed(value)
+            return _transcript(value) or well_formed(value)
         value = spelt
-    if isinstance(value, dict) and isinstance(value.get("role"), str):
+    if isinstance(value, dict) and isinstance(value.get("role", value.get("from")), str):
         value = [value]
     return tuple(message(turn, name) for turn in records(value, name))
 
 
 def message(turn: Mapping[str, Any], name: str) -> Message:
     """One turn of column `name`."""
-    role, content = turn.get("role"), turn.get("content")
+    said, content = (
+        (turn.get("from"), turn.get("value")) if _is_sharegpt(turn) else (turn.get("role"), turn.get("content"))
+    )
+    role = _CALLED.get(said, said) if isinstance(said, str) else said
     if role not in get_args(Role):
-        raise malformed(f"{name} has a turn of role {role!r}; roles are {', '.join(get_args(Role))}")
+        raise malformed(f"{name} has a turn of role {said!r}; roles are {', '.join(get_args(Role))}")
     if isinstance(content, list) and content and all(_is_text_part(part) for part in content):
         content = "".join(text(part.get("text"), name) for part in content)
     return Message(cast(Role, role), text(content, f"a turn of {name}"))
@@ -133,7 +141,25 @@ def _is_text_part(part: Any) -> bool:
 def _are_messages(value: Any) -> bool:
     if not isinstance(value, list) or not value:
         return False
-    return all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in value)
+    return all(isinstance(turn, dict) and ({"role", "content"} <= turn.keys() or _is_sharegpt(turn)) for turn in value)
+
+
+def _is_sharegpt(turn: Mapping[str, Any]) -> bool:
+    return {"from", "value"} <= turn.keys() and "role" not in turn
+
+
+def _transcript(spelt: str) -> tuple[Message, ...]:
+    """The turns of a transcript such as `\\n\\nHuman: ...\\n\\nAssistant: ...`; empty if it is none.
+
+    An answer that is still to come (`\\n\\nAssistant:` at the end) is no turn.
+    """
+    before, *parts = _TRANSCRIPT.split(spelt)
+    if before or len(parts) < 4 or parts[0] != "Human":
+        return ()
+    said = [
+        Message(_SPEAKERS[who], well_formed(what.strip())) for who, what in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    return tuple(said if said[-1].content or said[-1].role == "user" else said[:-1])
 
 
 def _structure(spelt: str) -> Any:

@@ -8,8 +8,9 @@
     prompt, completion | response | output | answer   one answer, or a list of them, to a prompt (or to its `id`)
     prompt | instruction | question | messages      prompts alone
 
-`instruction` or `question` may stand for `prompt`, a `system` column is a system turn, and a pair may have a `margin`.
-A row that would double a turn, lacks an answer or has the same answer twice raises `Refused` with its outcome.
+`instruction`, `question`, `query` or `input` may stand for `prompt`, and `conversations` or `conversation` for
+`messages`; a `system` column is a system turn, and a pair may have a `margin`. A row that would double a turn, lacks an
+answer or has the same answer twice raises `Refused` with its outcome.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ from anchored.records import Answer, LabelledAnswer, Message, Outcome, Pair, Pro
 Columns = Mapping[str, Any]
 Turns = tuple[Message, ...]
 
-_PROMPTS = ("prompt", "instruction", "question")
+_PROMPTS = ("prompt", "instruction", "question", "query", "input")
+_TALKS = ("messages", "conversations", "conversation")
 _SYSTEMS = ("system", "system_prompt")
 _IDS = ("id", "prompt_id")
 _ANSWERS = ("completion", "response", "output", "answer")
 _WRITERS = ("model", "generator")
-READ_FOR_PROMPTS = frozenset({*_PROMPTS, *_SYSTEMS, *_IDS, "input", "messages", "chosen"})
+READ_FOR_PROMPTS = frozenset({*_PROMPTS, *_SYSTEMS, *_IDS, *_TALKS, "chosen"})
 """The columns that `prompt` looks at."""
 READ = READ_FOR_PROMPTS | {"rejected", "completions", "completion", "label"}
 """The columns that hold the conversation, in one layout or another, and the row's name."""
@@ -102,14 +104,14 @@ class Answered:
 
 def answered(columns: Columns) -> Answered:
     """A row of one answer, or of a list of them, to a prompt."""
-    name = next((name for name in (*_ANSWERS, "messages") if not missing(columns.get(name))), None)
+    name = _first(columns, (*_ANSWERS, *_TALKS))
     if name is None:
         raise malformed(f"no column {', '.join(_ANSWERS)} or messages holds an answer")
     cell = columns[name]
     several = isinstance(cell, list) and bool(cell) and all(isinstance(one, str) for one in cell)
     texts = [well_formed(one) for one in cell] if several else [_last_turn(columns, name)]
     writer = next(filter(None, (note(columns, one) for one in _WRITERS)), "")
-    id, says_prompt = own_id(columns), any(not missing(columns.get(one)) for one in (*_PROMPTS, "messages"))
+    id, says_prompt = own_id(columns), _first(columns, (*_PROMPTS, *_TALKS)) is not None
     if not id and not says_prompt:
         raise malformed(f"{name} holds an answer alone, and no column {' or '.join((*_PROMPTS, *_IDS))} says to what")
     return Answered(id, prompt(columns) if says_prompt else None, [Answer(one, writer) for one in texts])
@@ -178,8 +180,13 @@ def _conversation(columns: Columns, name: str) -> Turns:
         before = asked  # somebody asked about what looks like turns
     if not side:
         raise Refused(Outcome.NO_ASSISTANT_TURN, f"{name} is an empty list")
+    if before is None and not _is_whole(side, None):
+        before = _open_talk(columns)
     if isinstance(before, tuple) and before and (side[0].role != "assistant" or side[: len(before)] == before):
-        raise Refused(Outcome.DOUBLED_TURN, f"{name} repeats turns that stand in the prompt's column already")
+        raise Refused(
+            Outcome.DOUBLED_TURN,
+            f"{name} repeats turns that stand in the prompt's column already; leave them in one of the two",
+        )
     if isinstance(before, tuple) or not _is_whole(side, before):
         if before is None:
             raise malformed(f"{name} holds an answer alone, and no column {' or '.join(_PROMPTS)} says to what")
@@ -201,7 +208,8 @@ def _last_turn(columns: Columns, name: str) -> str:
 
 def _asked(columns: Columns) -> str:
     """The prompt's cell where it is a string, whatever that looks like."""
-    return next((note(columns, name) for name in _PROMPTS if not missing(columns.get(name))), "")
+    name = _first(columns, _PROMPTS)
+    return note(columns, name) if name else ""
 
 
 def _is_whole(said: Turns, before: str | None) -> bool:
@@ -275,7 +283,7 @@ def _prompt_turns(columns: Columns) -> Turns:
     if isinstance(before, tuple):
         return before
     # the turns of an answer say more than a string beside them: a system turn, earlier turns
-    for name in ("chosen", "messages"):
+    for name in ("chosen", *_TALKS):
         said = None if missing(columns.get(name)) else turns(columns[name], name)
         if isinstance(said, tuple) and said and _is_whole(said, before):
             return said[:-1] if said[-1].role == "assistant" else said
@@ -285,12 +293,24 @@ def _prompt_turns(columns: Columns) -> Turns:
 
 
 def _prompt_cell(columns: Columns) -> Turns | str | None:
-    name = next((name for name in _PROMPTS if not missing(columns.get(name))), None)
+    name = _first(columns, _PROMPTS)
     if name is None:
         return None
     before = turns(columns[name], name)
     more = note(columns, "input") if name == "instruction" else ""
     return f"{before}\n\n{more}" if isinstance(before, str) and more.strip() else before
+
+
+def _open_talk(columns: Columns) -> Turns | None:
+    """A conversation beside the answers, where it waits for one."""
+    name = _first(columns, _TALKS)
+    said = turns(columns[name], name) if name else ""
+    return said if isinstance(said, tuple) and said and said[-1].role == "user" else None
+
+
+def _first(columns: Columns, names: Sequence[str]) -> str | None:
+    """The first of the named columns that holds something."""
+    return next((name for name in names if not missing(columns.get(name))), None)
 
 
 def _as_turns(cell: Turns | str, role: Role) -> Turns:

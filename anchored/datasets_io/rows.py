@@ -6,15 +6,19 @@ DataError. Nothing here knows what the columns mean.
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
@@ -23,7 +27,10 @@ from anchored.datasets_io.places import Place, files_below, is_address, opened, 
 from anchored.errors import DataError
 from anchored.runs import DECISIONS, one_line
 
-_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
+_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+_PACKED = (".gz", ".zst", ".bz2", ".xz")
+_LISTS = ("data", "rows", "examples", "train")
+"""What the list of rows is called in a .json file that is one object."""
 _SHARD = re.compile(r"(?P<split>.+?)[-_]\d+(?:-of-\d+|$)")
 _SPLIT_FOLDER = re.compile(r"train|test|val|valid|validation|dev|eval")
 _NOT_FOR_TRAINING = re.compile(r"(?:^|[\W_])(?:test|val|valid|validation|dev|eval)(?:$|[\W_])")
@@ -66,7 +73,8 @@ def read(source: str | Path, split: str | None = None, wanted: Collection[str] =
     elif isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and not _format(path.name):
         yield from _dataset_rows(_load_dataset(source, split), source, wanted)
     else:
-        raise DataError(f"{source}: no such file or folder; a Hub id looks like openbmb/UltraFeedback")
+        looked_in = "" if os.path.isabs(source) else f" in {os.getcwd()}"
+        raise DataError(f"{source}: no such file or folder{looked_in}; a Hub id looks like openbmb/UltraFeedback")
 
 
 def _files(path: Place, split: str | None) -> list[Place]:
@@ -84,6 +92,8 @@ def _files(path: Place, split: str | None) -> list[Place]:
         about_data = file.name.startswith("dataset_info") or file.name.endswith(DECISIONS)
         if _format(file.name) and not hidden and not about_data:
             by_split.setdefault(_split_of(file), []).append(path / str(file))
+    if not by_split and (path / "recipe.yaml").exists():
+        raise DataError(f"{path}: this run folder has no pairs yet; `anchored create` makes them")
     if not by_split:
         raise DataError(f"{path}: holds no {', '.join(_ENDINGS)} file")
     chosen = split or ("train" if "train" in by_split else None)
@@ -98,9 +108,20 @@ def _files(path: Place, split: str | None) -> list[Place]:
 
 
 def _format(name: str) -> str:
-    file = PurePath(name)
-    ending = file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
+    file = PurePath(name.lower())
+    ending = file.with_suffix("").suffix if file.suffix in _PACKED else file.suffix
     return ending if ending in _ENDINGS else ""
+
+
+def _unpacked(handle: IO[bytes], name: str) -> IO[bytes]:
+    """What a file holds, by its last ending."""
+    ending = PurePath(name.lower()).suffix
+    if ending == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(cast("io.RawIOBase", pyarrow.CompressedInputStream(handle, "zstd")))
+    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return cast("IO[bytes]", openers[ending](handle)) if ending in openers else handle
 
 
 def _split_of(file: PurePath) -> str:
@@ -116,13 +137,13 @@ def _split_of(file: PurePath) -> str:
 def _file_rows(file: Place, wanted: Collection[str]) -> Iterator[Row]:
     form = _format(file.name)
     if not form:
-        raise DataError(f"{file}: its ending is none of {', '.join(_ENDINGS)} (each also with .gz)")
+        raise DataError(f"{file}: its ending is none of {', '.join(_ENDINGS)} (each also with {', '.join(_PACKED)})")
     try:
-        with closing(opened(file, in_order=not file.name.endswith(".parquet"))) as plain:
-            handle = cast("IO[bytes]", gzip.GzipFile(fileobj=plain)) if file.name.endswith(".gz") else plain
+        with closing(opened(file, in_order=not file.name.endswith(".parquet"))) as packed:
+            handle = _unpacked(packed, file.name)
             if form == ".parquet":
                 yield from _parquet_rows(handle, file.name, wanted)
-            elif form == ".csv":
+            elif form in (".csv", ".tsv"):
                 yield from _csv_rows(handle, file.name)
             elif form == ".json":
                 yield from _json_rows(handle, file.name)
@@ -130,7 +151,7 @@ def _file_rows(file: Place, wanted: Collection[str]) -> Iterator[Row]:
                 yield from _jsonl_rows(handle, file.name)
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text ({one_line(error)}); save it as UTF-8") from None
-    except (OSError, EOFError, csv.Error) as error:
+    except (OSError, EOFError, csv.Error, lzma.LZMAError) as error:
         raise DataError(f"{file}: cannot be read ({problem(file, error)})") from None
 
 
@@ -149,7 +170,8 @@ def _jsonl_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
 
 
 def _json_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
-    """A .json file is a list of objects, one object, an object of objects by id, or in truth lines of JSON."""
+    """A .json file is a list of objects, also under a name such as `data`, one object, an object of objects by id, or
+    in truth lines of JSON."""
     data = handle.read().removeprefix(_UTF8_MARK)
     try:
         value = json.loads(data)
@@ -160,6 +182,8 @@ def _json_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
         return
     if isinstance(value, dict) and value and all(isinstance(item, dict) for item in value.values()):
         value = [{"id": id, **item} for id, item in value.items()]
+    if isinstance(value, dict):
+        value = next((value[name] for name in _LISTS if isinstance(value.get(name), list)), value)
     for number, item in enumerate(value if isinstance(value, list) else [value], 1):
         yield _row(f"{name} row {number}", item)
 
@@ -175,7 +199,9 @@ def _row(where: str, value: Any) -> Row:
 def _csv_rows(handle: IO[bytes], name: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # answers are longer than the module's 128 KiB
     with io.TextIOWrapper(handle, "utf-8-sig", newline="") as lines:
-        for number, record in enumerate(csv.DictReader(lines), 1):
+        header = lines.readline()
+        parted_by = next((mark for mark in ",\t;" if mark in header), ",")
+        for number, record in enumerate(csv.DictReader(chain([header], lines), delimiter=parted_by), 1):
             error = "has more fields than the header has names" if None in record else ""
             yield Row(f"{name} row {number}", {} if error else record, error)
 

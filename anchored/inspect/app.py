@@ -29,7 +29,7 @@ from anchored.report.overview import stage_command
 from anchored.runs import DECISIONS
 
 Say = Callable[[str], None]
-_ENDING = re.compile(r"\.(jsonl|ndjson|json|parquet|csv)(\.gz)?$")
+_ENDING = re.compile(r"\.(jsonl|ndjson|json|parquet|csv|tsv)(\.(gz|zst|bz2|xz))?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,13 @@ class Connection:
             "or base_url: it usually ends in /v1"
         )
 
+    def why_all_refused(self, fault: Fault, times: int) -> str:
+        """What to tell of an endpoint that refuses one request like another."""
+        return (
+            f"{self.where} has answered nothing and refused {times} requests in the same words ({fault.reason}); "
+            "correct the model's name or the setting that it speaks of"
+        )
+
     def why_no_money(self, fault: Fault) -> str:
         """What to tell of an account that is empty."""
         return f"no money is left at {self.where} ({fault.reason}); top up the account, then the same command goes on"

@@ -32,7 +32,7 @@ TIMEOUT_RETRIES = 2
 # of gateways that gave up on a model which may have answered
 GAVE_UP = {502, 504, 520, 524}
 
-PARAMETERS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs")
+PARAMETERS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "stop")
 UNSUPPORTED = re.compile(
     r"unsupported|not supported|n[o']t support|not permitted|not allowed|unrecognized|unknown|unexpected|extra inputs"
     r"|deprecated",
@@ -44,7 +44,12 @@ NO_MONEY = re.compile(
     r"|billing_(hard_limit_reached|not_active)",
     re.IGNORECASE,
 )
+# too many, too long, blank, or of no use to it: whatever is said against them, an answer can be had without
+STOPS = re.compile(r"""\bstop_(?:sequences?|strings?)\b|["'`]stop["'`]|^stop\b""", re.IGNORECASE)
 MODERATED = re.compile(r"moderation|flagged|content.?(policy|filter)", re.IGNORECASE)
+ABOUT_TEXT = re.compile(
+    rf"{MODERATED.pattern}|safety|inappropriate|context|token|too (long|large)|length", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,15 @@ class Fault:
     """The endpoint says that it never ran the request."""
 
     @property
+    def minds_the_text(self) -> bool:
+        """Whether the endpoint says that it is what one request asks which it does not take."""
+        return ABOUT_TEXT.search(self.reason) is not None
+
+    @property
     def may_be_billed(self) -> bool:
         """Whether the model may have done its work all the same: no error of the endpoint's own says otherwise."""
+        if self.follows == "without":
+            return self.status is None  # a reply came
         return self.follows == "again" and not self.not_run and (self.status is None or self.status in GAVE_UP)
 
 
@@ -73,7 +85,7 @@ def fault_of_status(status: int, headers: Mapping[str, str], body: Any) -> Fault
     error = _error_fields(body)
     message = _message(body, error)
     words = f"{error.get('code')} {error.get('type')} {message}"
-    reason = f"{status}: {message}" if message else str(status)
+    reason = f"{status}: {message.removeprefix(f'{status}: ')}" if message else str(status)
 
     def fault(follows: Follows, **more: Any) -> Fault:
         return Fault(follows, reason, status, retry_after(headers), **more)
@@ -112,7 +124,8 @@ def fault_of_exception(error: Exception) -> Fault:
     if any(isinstance(cause, TimeoutError) for cause in chain):
         return Fault("again", "no reply in time", most_retries=TIMEOUT_RETRIES)
     if isinstance(error, ValueError | RecursionError):  # brackets within brackets without end
-        return Fault("again", "the reply is no JSON")
+        shown = "" if isinstance(error, json.JSONDecodeError | RecursionError) else f": {one_line(error)}"
+        return Fault("again", f"the reply is no JSON{shown}")
     return Fault("again", f"the connection broke ({type(chain[-1]).__name__})")
 
 
@@ -161,12 +174,13 @@ def _message(body: Any, error: Mapping[str, Any]) -> str:
 
 
 def _refused_parameter(error: Mapping[str, Any], message: str) -> str:
-    """Which of our parameters the endpoint does not take at all; "" if the trouble is another."""
-    if not UNSUPPORTED.search(f"{error.get('code')} {message}"):
-        return ""
-    if error.get("param") in PARAMETERS:
-        return str(error["param"])
-    return next((name for name in PARAMETERS if re.search(rf"\b{name}\b", message)), "")
+    """Which of our parameters the endpoint does not take; "" if the trouble is another."""
+    if UNSUPPORTED.search(f"{error.get('code')} {message}"):
+        if error.get("param") in PARAMETERS:
+            return str(error["param"])
+        if named := next((name for name in PARAMETERS if re.search(rf"\b{name}\b", message)), ""):
+            return named
+    return "stop" if error.get("param") == "stop" or STOPS.search(message) else ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

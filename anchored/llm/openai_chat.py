@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -24,11 +24,19 @@ from anchored.llm.faults import Fault
 from anchored.llm.limits import HeldSlot, Limits, gate_of
 from anchored.llm.money import Reserves, Spending, cost, worst_case
 from anchored.llm.rates import TokenGuess, read_quotas
-from anchored.llm.responses import read_reply
+from anchored.llm.responses import read_body, read_reply
 from anchored.llm.settings import EndpointSettings
+from anchored.llm.stops import first_stop, stopped
 
 FIRST_CONTACT_RETRIES = 3
 MOST_THROTTLES = 30
+LONGEST_TOKEN = 40
+"""Characters: some servers end with the token that completes a stop string."""
+
+_INSTEAD = {
+    "max_tokens": "max_completion_tokens is sent instead",
+    "stop": "it is left out, and answers are cut when they are here",
+}
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +75,11 @@ class OpenAIChat:
         self._gate = limits or gate_of(settings)
         self._guess = TokenGuess()
         self._refused: set[str] = set()
-        self._said_estimated = False
+        self._said_estimated = self._said_unstopped = False
         self._reached = False
+        self._answered = False
+        self._refusals: Counter[str] = Counter()
+        """How often, and in which words, it refused requests before it had answered any."""
         self._failed_in_a_row = 0
         self._held_back_since: float | None = None
         self._over: tuple[type[AnchoredError], str] | None = None
@@ -137,7 +148,9 @@ class OpenAIChat:
         payload = await self._attempt("post", self._url, self._settings.timeout_seconds, body)
         if isinstance(payload, Fault):
             return payload
-        answer = read_reply(payload, self.name, request.max_tokens, time.perf_counter() - started)
+        found = read_reply(payload, self.name, request.max_tokens, time.perf_counter() - started)
+        self._note_stops(found, body)
+        answer = stopped(found, request.stop, body)
         return self._connection.redacted(answer) if isinstance(answer, Fault) else answer
 
     async def _attempt(self, verb: str, path: str, seconds: float, body: dict[str, Any] | None = None) -> object:
@@ -150,12 +163,12 @@ class OpenAIChat:
         async def call() -> object:
             response = (await self._connection.send(verb, path, body)).response
             heard(response.headers)
-            return json.loads(self._connection.keyless(response.content))
+            return read_body(self._connection.keyless(response.content))
 
         return await self._connection.attempt(call(), seconds, heard)
 
     def _note_success(self, reply: Reply, characters: int, slot: HeldSlot) -> None:
-        self._reached = True
+        self._reached = self._answered = True
         self._failed_in_a_row = 0
         self._held_back_since = None
         tokens = reply.usage.prompt_tokens + reply.usage.completion_tokens
@@ -169,6 +182,18 @@ class OpenAIChat:
             self._said_estimated = True
             log.warning("%s sends no usage: what its replies cost is estimated, from above", self._connection.where)
 
+    def _note_stops(self, found: Reply | Fault, body: Mapping[str, Any]) -> None:
+        """Say once that an endpoint writes on where it was told to stop."""
+        if self._said_unstopped or isinstance(found, Fault) or not body.get("stop"):
+            return
+        place = first_stop(found.text, body["stop"])
+        if place and len(found.text) - place.end > LONGEST_TOKEN:
+            self._said_unstopped = True
+            log.warning(
+                "%s takes no notice of stop strings: its answers are cut there, and what it writes on counts",
+                self._connection.where,
+            )
+
     def _delay_after(self, fault: Fault, body: dict[str, Any], tries: _Tries, slot: HeldSlot) -> float:
         """What a fault means: raises, or gives the seconds until this request is sent again."""
         self._reached |= fault.status is not None
@@ -176,7 +201,9 @@ class OpenAIChat:
             self._end(ModelError, self._connection.why_refused(fault))
         if fault.follows == "quota":
             self._end(Stopped, self._connection.why_no_money(fault))
-        if fault.follows == "row" or (fault.follows == "without" and fault.parameter not in body):
+        is_ours = fault.parameter in body and fault.parameter not in self._settings.extra_body
+        if fault.follows == "row" or (fault.follows == "without" and not is_ours):
+            self._note_refusal(fault)
             raise ReplyError(f"{self._connection.where} refused the request ({fault.reason})")
         if fault.follows == "without":
             self._leave_out(fault)
@@ -190,6 +217,14 @@ class OpenAIChat:
             self._throttle(fault, tries, slot)
             return 0
         return self._retry(fault, tries)
+
+    def _note_refusal(self, fault: Fault) -> None:
+        """Where nothing was ever answered and all is refused in the same words, it is not these rows that are wrong."""
+        if self._answered or fault.minds_the_text:
+            return
+        self._refusals[fault.reason] += 1
+        if self._refusals[fault.reason] >= self._settings.stop_after_failures:
+            self._end(ModelError, self._connection.why_all_refused(fault, self._refusals[fault.reason]))
 
     def _throttle(self, fault: Fault, tries: _Tries, slot: HeldSlot) -> None:
         tries.throttled += 1
@@ -256,7 +291,7 @@ class OpenAIChat:
     def _leave_out(self, fault: Fault) -> None:
         if fault.parameter not in self._refused:
             self._refused.add(fault.parameter)
-            instead = "max_completion_tokens is sent instead" if fault.parameter == "max_tokens" else "it is left out"
+            instead = _INSTEAD.get(fault.parameter, "it is left out")
             log.warning("%s refuses %s (%s): %s", self._connection.where, fault.parameter, fault.reason, instead)
 
     def _end(self, error: type[AnchoredError], message: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,28 @@ FINISH_REASONS = {
 }
 
 
+_UTF8_MARK = b"\xef\xbb\xbf"
+_SHOWN = 80
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """What a model wrote, taken apart."""
 
     answer: str
     thinking: str = ""
+
+
+def read_body(body: bytes) -> Any:
+    """The JSON of a response, also of one that was streamed unasked. Raises ValueError, which shows its beginning."""
+    text = body.removeprefix(_UTF8_MARK).strip()
+    if text.startswith((b"data:", b"event:", b":")):
+        return _unstreamed(text)
+    try:
+        return json.loads(text)
+    except ValueError:
+        shown = " ".join(text[:_SHOWN].decode("utf-8", "replace").split())
+        raise ValueError(f"{shown!r}" if shown else "it is empty") from None
 
 
 def read_reply(payload: Any, model: str, max_tokens: int, seconds: float) -> Reply | Fault:
@@ -46,7 +63,7 @@ def read_reply(payload: Any, model: str, max_tokens: int, seconds: float) -> Rep
     thinking = (message.get("reasoning_content") or message.get("reasoning"), content.thinking, parts.thinking)
     usage = _usage(payload.get("usage"))
     return Reply(
-        text=_valid(parts.answer),
+        text=_valid(parts.answer).removeprefix("\ufeff"),
         finish_reason=_finish_reason(choice, message, usage, max_tokens),
         model=str(payload.get("model") or model),
         reasoning=_valid("\n".join(part for part in thinking if isinstance(part, str) and part)),
@@ -55,6 +72,30 @@ def read_reply(payload: Any, model: str, max_tokens: int, seconds: float) -> Rep
         logprobs=_logprobs(choice.get("logprobs")),
         raw=payload,
     )
+
+
+def _unstreamed(events: bytes) -> dict[str, Any]:
+    """Server-sent events as the completion whose pieces they are; without a choice in it where they broke off."""
+    whole: dict[str, Any] = {}
+    message: dict[str, Any] = {}
+    finish, done = None, False
+    for line in events.splitlines():
+        name, _, data = line.partition(b":")
+        if name != b"data" or data.strip() == b"[DONE]":
+            done |= name == b"data"
+            continue
+        chunk = json.loads(data)
+        choices = chunk.pop("choices", None) if isinstance(chunk, dict) else None
+        whole |= {key: value for key, value in chunk.items() if value} if isinstance(chunk, dict) else {}
+        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        finish = choice.get("finish_reason") or finish
+        delta = choice.get("delta")
+        for key, piece in delta.items() if isinstance(delta, dict) else ():
+            before = message.get(key)
+            joins = key != "role" and isinstance(piece, str) and isinstance(before, str)
+            message[key] = f"{before}{piece}" if joins else piece or before
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    return whole | {"choices": [choice]} if finish or done else whole
 
 
 def split_thinking(content: str) -> Content:

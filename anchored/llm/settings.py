@@ -207,6 +207,8 @@ class Address(Settings):
         url = str(data.get("base_url", OPENAI))
         if data.get("serve") or is_loopback(url):
             return {**data, "key_env": None}
+        if "://" not in url:
+            return data  # no address at all, as base_url itself says
         if urlsplit(url).hostname != urlsplit(OPENAI).hostname:
             raise ValueError(f"key_env: name the environment variable that holds the key of {url} (null: no key)")
         return data

@@ -148,6 +148,14 @@ def broken(pair):
 
 
 limit = 3
+
+
+def ends(pair):
+    raise SystemExit(4)
+
+
+async def late(pair):
+    return ""
 '''
 
 
@@ -177,6 +185,7 @@ def test_a_filter_of_ones_own_says_in_words_what_is_wrong() -> None:
         ("my_filters:shrt", "create.filters is 'my_filters:shrt', but .*has no 'shrt'"),
         ("no_such_module:x", "create.filters is 'no_such_module:x', but there is no module"),
         ("my_filters:limit", "is a int; a filter is a function"),
+        ("my_filters:late", "is a coroutine function; a filter is a function"),
     ],
 )
 def test_a_filter_that_cannot_be_had_is_found_before_anything_is_asked(name: str, says: str) -> None:
@@ -190,6 +199,7 @@ def test_a_filter_that_cannot_be_had_is_found_before_anything_is_asked(name: str
     [
         ("my_filters:odd", "returned a int; it has to say in words"),
         ("my_filters:broken", r"fails on prompt \w+: AttributeError: .*no_such_field.*my_filters.py, line 16"),
+        ("my_filters:ends", r"fails on prompt \w+: SystemExit: 4"),
     ],
 )
 def test_a_filter_that_fails_names_its_line_and_the_prompt(name: str, says: str) -> None:

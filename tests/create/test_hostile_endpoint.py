@@ -62,7 +62,7 @@ OUTCOMES = {
     "nothing": "empty",
     "a list": "endpoint_error",
     "cut": "truncated",
-    "tool call": "truncated",
+    "tool call": "empty",
 }
 
 

@@ -32,6 +32,8 @@ def test_which_variable_holds_the_key(given: dict[str, Any], variable: str | Non
 def test_the_key_of_openai_is_sent_to_nobody_else_by_default() -> None:
     with pytest.raises(ValidationError, match=r"key_env: name the environment variable .*https://llm\.example/v1"):
         EndpointSettings(model="m", base_url="https://llm.example/v1")
+    with pytest.raises(ValidationError, match="'localhost:8000' is no address such as"):
+        EndpointSettings(model="m", base_url="localhost:8000")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from fault_server import completion
 
 from anchored.llm.chat import Reply, Usage
 from anchored.llm.faults import Fault
-from anchored.llm.responses import read_reply
+from anchored.llm.responses import read_body, read_reply
 
 
 def read(payload: Any, max_tokens: int = 100) -> Reply:
@@ -121,3 +122,47 @@ def test_an_error_behind_status_200_means_what_its_code_says() -> None:
     fault = read_reply({"error": {"message": "slow down", "code": 429}}, "m", 10, 0.0)
     assert isinstance(fault, Fault)
     assert (fault.follows, fault.reason) == ("throttled", "429: slow down")
+
+
+def streamed(*chunks: Any, end: str = "data: [DONE]\n\n") -> bytes:
+    return f": processing\n\n{''.join(f'data: {json.dumps(chunk)}{2 * chr(10)}' for chunk in chunks)}{end}".encode()
+
+
+def test_a_reply_that_was_streamed_unasked_is_put_together() -> None:
+    pieces = [
+        {"role": "assistant", "content": ""},
+        {"content": "two "},
+        {"reasoning_content": "hm"},
+        {"content": "parts"},
+    ]
+    chunks = [{"model": "m", "choices": [{"index": 0, "delta": piece, "finish_reason": None}]} for piece in pieces]
+    last = {
+        "choices": [{"delta": {}, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2},
+    }
+    reply = read(read_body(streamed(*chunks, last)))
+    assert (reply.text, reply.reasoning, reply.finish_reason) == ("two parts", "hm", "length")
+    assert reply.usage == Usage(prompt_tokens=5, completion_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        streamed({"choices": [{"delta": {"content": "half of"}}]}, end=""),
+        streamed(None, [], {"choices": {}}, {"choices": [None]}, {"choices": [{"delta": "odd"}]}, end=""),
+        streamed({"error": {"message": "upstream", "code": 502}}, end=""),
+    ],
+)
+def test_a_stream_that_broke_off_is_asked_for_again(body: bytes) -> None:
+    fault = read_reply(read_body(body), "m", 10, 0.0)
+    assert isinstance(fault, Fault)
+    assert fault.follows == "again"
+
+
+def test_what_is_no_json_shows_how_it_begins() -> None:
+    with pytest.raises(ValueError, match=r"^'<html> Welcome"):
+        read_body(b"<html>\n  Welcome to nginx")
+
+
+def test_a_byte_order_mark_is_no_part_of_an_answer() -> None:
+    assert read(completion("\ufeffanswer")).text == "answer"
