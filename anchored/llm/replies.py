@@ -13,6 +13,7 @@ import json
 import shlex
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -280,10 +281,22 @@ class ReplyStore:
         connection = sqlite3.connect(
             self.path, timeout=OTHER_PROCESS_SECONDS, isolation_level=None, check_same_thread=False
         )
-        connection.execute("pragma journal_mode = wal")
+        self._use_log(connection)
         connection.execute("pragma synchronous = full")
         connection.create_function("open_key", 2, _open_key_of_row, deterministic=True)
         return connection
+
+    def _use_log(self, connection: sqlite3.Connection) -> None:
+        """Turn SQLite's write-ahead log on, for which it does not wait where another process does so at this moment."""
+        ends = time.monotonic() + OTHER_PROCESS_SECONDS
+        while True:
+            try:
+                connection.execute("pragma journal_mode = wal")
+                return
+            except sqlite3.OperationalError as error:
+                if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > ends:
+                    raise
+                time.sleep(0.01)
 
     def _prepare(self) -> None:
         """Make the tables in a new file, bring an older one up to date, refuse a file of another kind."""
