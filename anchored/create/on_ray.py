@@ -23,14 +23,14 @@ import time
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from anchored.create.engine import Job, Made
-from anchored.create.ray_hub import Block, Closed, Event, Failed, Gone, Order, RayHub, Ready, Told
+from anchored.create.ray_hub import SILENT_SECONDS, Block, Closed, Event, Failed, Gone, Order, RayHub, Ready, Told
 from anchored.create.row_file import RowFile
 from anchored.create.settings import POLICY, CreateSettings, RaySettings
 from anchored.errors import AnchoredError, RecipeError, Stopped
@@ -41,8 +41,9 @@ from anchored.progress import Progress
 from anchored.records import Pair, Prompt
 from anchored.runs import one_line
 
-ROWS_OF_A_WORKER = 256
-"""That it works on at a time."""
+ROWS_OF_A_WORKER = 512
+"""That it works on at a time, in no more than so many blocks:"""
+BLOCKS_OF_A_WORKER = 64
 MOST_ENDS = 3
 """Workers that one block may end, and that may end for each one there is without a block made."""
 GATHERING_SECONDS = 20.0
@@ -172,6 +173,8 @@ class _Due:
     prompts: Sequence[Prompt]
     crew: _Crew
     made: asyncio.Future[Block]
+    offered: float = 0.0
+    """When it was offered last, by the loop's clock."""
     ends: int = 0
     """Workers that ended while they made it."""
 
@@ -182,10 +185,10 @@ class _Flow:
     def __init__(self, order: Order, hub: Any, money: RemoteMoney | None, progress: Progress) -> None:
         self._order, self._hub, self._money, self._progress = order, hub, money, progress
         self._settings = order.settings.ray
-        self._blocks_each = max(1, ROWS_OF_A_WORKER // self._settings.rows_per_block)
+        self._blocks_each = _blocks_at_once(self._settings)
         self._crews: list[_Crew] = []
-        self._places: set[str] = set()
-        """Nodes, each with the number of a worker there, for which a crew was hired."""
+        self._nodes: set[str] = set()
+        """For which a crew was hired."""
         self._ready: dict[str, Ready] = {}
         self._due: dict[int, _Due] = {}
         self._numbers = itertools.count()
@@ -196,6 +199,7 @@ class _Flow:
         """How the last one ended."""
         self._failure: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._taking: set[asyncio.Task[None]] = set()
         self._gathers_until = 0.0
         self._told = self._closes = False
         """Whether people know how many workers there are, and whether all is over."""
@@ -209,16 +213,18 @@ class _Flow:
     async def __aexit__(self, *_: object) -> None:
         """Have workers close their chats, and let the flow run dry."""
         self._closes = True
-        self._tasks[0].cancel()
-        await _hub_answer(self._hub.close_workers.remote())
-        ends = self._loop.time() + CLOSING_SECONDS
-        while self._ready and self._loop.time() < ends and not self._tasks[1].done():
-            await asyncio.sleep(0.02)
-        self._tasks[1].cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await _hub_answer(self._hub.end.remote())
-        # a flow does not end while Ray has no room for a worker to start again in
-        await asyncio.to_thread(_join, [crew.thread for crew in self._crews], 5.0)
+        try:
+            await _hub_answer(self._hub.close_workers.remote())
+            ends = self._loop.time() + CLOSING_SECONDS
+            while self._ready and self._loop.time() < ends and not any(task.done() for task in self._tasks):
+                await asyncio.sleep(0.02)
+            await _hub_answer(self._hub.end.remote())
+        finally:
+            for task in (*self._tasks, *self._taking):
+                task.cancel()
+            await asyncio.gather(*self._tasks, *self._taking, return_exceptions=True)
+            # a flow does not end while Ray has no room for a worker to start again in
+            await asyncio.to_thread(_join, [crew.thread for crew in self._crews], 5.0)
 
     async def make(self, prompts: Sequence[Prompt]) -> Block:
         """The rows of some prompts, by the first worker that makes them and lives long enough."""
@@ -231,6 +237,8 @@ class _Flow:
             await self._offer(number, due)
             block = await due.made
         finally:
+            if due.made.done() and not due.made.cancelled():
+                due.made.exception()  # nobody may have come to wait for it
             del self._due[number]
             due.crew.blocks -= 1
             self._hub.done.remote(number)
@@ -245,6 +253,7 @@ class _Flow:
             place.cancel()
 
     async def _offer(self, number: int, due: _Due) -> None:
+        due.offered = self._loop.time()
         await _hub_answer(self._hub.offer.remote(due.crew.number, number, pickle.dumps(due.prompts)))
 
     async def _room(self) -> _Crew:
@@ -328,6 +337,9 @@ class _Flow:
         """Offer to others what a worker had begun, and what may be on its way to it."""
         self._ends += 1
         self._why = gone.why
+        if gone.hangs:
+            with suppress(_ray().exceptions.RayError):
+                _ray().kill(gone.actor, no_restart=False)
         if self._ready.pop(gone.worker, None) and not self._closes:
             self._progress.note(f"create: {gone.worker} is gone ({gone.why}); others make its rows")
         for due in self._still(gone.begun).values():
@@ -336,8 +348,14 @@ class _Flow:
                 self._fail(self._deadly(due))
         if self._ends >= MOST_ENDS * max(1, sum(crew.size for crew in self._crews)):
             self._fail(Stopped(self._why_none()))
-        for number, due in self._still((*gone.begun, *gone.waiting)).items():
+        await self._offer_again((*gone.begun, *gone.waiting))
+
+    async def _offer_again(self, numbers: Iterable[int]) -> None:
+        """Offer blocks that are not made yet to the crew with the most room."""
+        for number, due in self._still(numbers).items():
             best, _ = self._freest()
+            if due.made.done() or self._due.get(number) is not due:  # meanwhile
+                continue
             due.crew.blocks -= 1
             due.crew = best or due.crew
             due.crew.blocks += 1
@@ -359,11 +377,13 @@ class _Flow:
         since = self._loop.time()
         while True:
             nodes = {node["NodeID"]: node["Resources"] for node in _ray().nodes() if node["Alive"]}
-            await _hub_answer(self._hub.watch.remote(set(nodes)))
-            self._hire(nodes)
+            waiting = await _hub_answer(self._hub.watch.remote(set(nodes)))
+            await self._offer_again(self._forgotten(waiting))
+            if not self._closes:
+                self._hire(nodes)
             if self._ready:
                 since = self._loop.time()
-            elif self._loop.time() - since > self._settings.wait_seconds:
+            elif self._loop.time() - since > self._settings.wait_seconds and not self._closes:
                 self._fail(Stopped(self._why_none()))
             if self._ready and not self._told and not self._gathers():
                 self._told = True
@@ -372,17 +392,27 @@ class _Flow:
             self._serve()
             await asyncio.sleep(_LOOKING_SECONDS)
 
+    def _forgotten(self, waiting: Iterable[int]) -> list[int]:
+        """Of blocks that nobody has begun, those whose crew has no worker, or was offered them long ago."""
+        at_work = {worker.crew for worker in self._ready.values()}
+        long_ago = self._loop.time() - SILENT_SECONDS
+        still = self._still(waiting).items()
+        return [
+            number for number, due in still if due.offered < long_ago or (at_work and due.crew.number not in at_work)
+        ]
+
     def _hire(self, nodes: Mapping[str, Mapping[str, float]]) -> None:
-        """A crew for places that have none: all at the start, later those of nodes that joined."""
+        """A crew for places that have no worker, and to which none would come that Ray starts again."""
         if self._settings.workers:
             if not self._crews:
                 self._start(self._settings.workers, ())
             return
-        places = {f"{node} {number}": node for node, has in nodes.items() for number in range(self._room_at(has))}
-        new = {place: node for place, node in places.items() if place not in self._places}
-        if new:
-            self._places |= set(new)
-            self._start(len(new), sorted(set(new.values())))
+        places = {node: self._room_at(has) for node, has in nodes.items()}
+        missing = sum(places.values()) - sum(crew.size for crew in self._crews)
+        new = [node for node, room in places.items() if room and node not in self._nodes]
+        if missing > 0:
+            self._nodes |= set(new)
+            self._start(missing, new)
 
     def _room_at(self, resources: Mapping[str, float]) -> int:
         """How many workers a node is to have."""
@@ -401,26 +431,38 @@ class _Flow:
         """In a thread: take what comes out of a flow until it ends."""
         why = "it ended"
         try:
-            for table in flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for row in table.to_pylist():
-                    self._loop.call_soon_threadsafe(self._take, row["number"], row["made"])
+            for bundle in flow.iter_internal_ref_bundles():
+                for block in bundle.blocks:
+                    self._loop.call_soon_threadsafe(self._fetch, block.ref)
         except Exception as error:
             why = one_line(error)[:300]
         if not self._closes:
             failure = Stopped(f"create: Ray Data cannot go on ({why}); the same command goes on from here")
             self._loop.call_soon_threadsafe(self._fail, failure)
 
-    def _take(self, number: int, packed: bytes) -> None:
-        due = self._due.get(number)
-        if due is None or due.made.done():  # another worker was faster
+    def _fetch(self, block: Any) -> None:
+        """Have a block taken when it is here, which one that was lost with its node may never be."""
+        task = asyncio.create_task(self._take(block))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+
+    async def _take(self, block: Any) -> None:
+        try:
+            rows = (await block).to_pylist()
+        except _ray().exceptions.RayError:  # others make its rows
             return
-        worker, made = pickle.loads(packed)
-        if isinstance(made, Exception):
-            if worker in self._ready:  # else it was out of reach, and others make its rows
+        for row in rows:
+            worker, made = pickle.loads(row["made"])
+            due = self._due.get(row["number"])
+            if due is None or due.made.done():  # another worker was faster
+                continue
+            if not isinstance(made, Exception):
+                self._ends = 0
+                due.made.set_result(made)
+            elif await _hub_answer(self._hub.beat.remote(worker)):
                 due.made.set_exception(made)
-        else:
-            self._ends = 0
-            due.made.set_result(made)
+            else:  # it was out of reach
+                await self._offer_again([row["number"]])
 
     def _why_none(self) -> str:
         needs = f"{self._settings.cpus:g} CPU and {self._settings.gpus:g} GPU (create.ray.cpus and gpus)"
@@ -434,6 +476,11 @@ class _Flow:
         )
 
 
+def _blocks_at_once(settings: RaySettings) -> int:
+    """Of a worker."""
+    return max(1, min(BLOCKS_OF_A_WORKER, ROWS_OF_A_WORKER // settings.rows_per_block))
+
+
 def _ray_data(order: Order, hub: Any, crew: int, size: int, nodes: Sequence[str]) -> Any:
     """A Ray Data flow of a crew: rows are blocks of prompts, then blocks of rows, both packed.
 
@@ -443,7 +490,7 @@ def _ray_data(order: Order, hub: Any, crew: int, size: int, nodes: Sequence[str]
     from anchored.create.ray_worker import Blocks, RowMaker
 
     settings = order.settings.ray
-    at_once = max(1, ROWS_OF_A_WORKER // settings.rows_per_block)
+    at_once = _blocks_at_once(settings)
     # Ray Data spreads actors over these; one that starts again may be anywhere
     at_nodes = {
         "label_selector": {"ray.io/node-id": f"in({','.join(nodes)})"},
@@ -549,34 +596,54 @@ class _connected:
         self._address = settings.address
 
     def __enter__(self) -> None:
-        self._environment = set(os.environ)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # its C++ parts write to this process's terminal, first of all that they were told not to (hence `_silent`)
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray = _ray()
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of it comes as an error
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
-        warnings.filterwarnings("ignore", module=r"ray\.")
-        starts = self._address is None and "RAY_ADDRESS" not in os.environ
-        more: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 2**28} if starts else {}
-        address = "local" if starts else self._address  # else Ray would take a cluster that it finds on this machine
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with _silent():
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RecipeError(
-                f"create.ray.address: no Ray cluster could be used at {self._address or 'this machine'} "
-                f"({one_line(error)[:300]}); `ray start --head` starts one, null starts one for the stage"
-            ) from None
-        finally:
-            with suppress(ValueError):  # not in the main thread
-                signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
+        self._stack = ExitStack()
+        with self._stack:
+            self._stack.callback(_restore_environment, set(os.environ))
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # its C++ parts write to this process's terminal, first of all that they were told not to (hence `_silent`)
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            ray = _ray()
+            self._stack.enter_context(_quiet_ray())
+            starts = self._address is None and "RAY_ADDRESS" not in os.environ
+            more: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 2**28} if starts else {}
+            address = "local" if starts else self._address  # else Ray would take a cluster that it finds here
+            handler = signal.getsignal(signal.SIGTERM)
+            self._stack.callback(ray.shutdown)
+            try:
+                with _silent():
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise RecipeError(
+                    f"create.ray.address: no Ray cluster could be used at {self._address or 'this machine'} "
+                    f"({one_line(error)[:300]}); `ray start --head` starts one, null starts one for the stage"
+                ) from None
+            finally:
+                with suppress(ValueError):  # not in the main thread
+                    signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
+            self._stack = self._stack.pop_all()
 
     def __exit__(self, *_: object) -> None:
-        _ray().shutdown()
-        self._warnings.__exit__(None, None, None)
-        # Ray writes down in the environment how it was started, for the next that is started here
-        for name in [name for name in os.environ if name not in self._environment]:
-            del os.environ[name]
+        self._stack.close()
+
+
+def _restore_environment(names: set[str]) -> None:
+    """Ray writes down in the environment how it was started, for the next that is started here."""
+    for name in [name for name in os.environ if name not in names]:
+        del os.environ[name]
+
+
+@contextmanager
+def _quiet_ray() -> Iterator[None]:
+    """Ray prints nothing, and does not start itself again when a thread of its own is late."""
+    from ray._private import auto_init_hook, worker
+
+    printing, starting = worker.print_to_stdstream, auto_init_hook.enable_auto_connect
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of it comes as an error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"ray\.")
+        worker.print_to_stdstream = lambda *_, **__: None
+        auto_init_hook.enable_auto_connect = False
+        try:
+            yield
+        finally:
+            worker.print_to_stdstream, auto_init_hook.enable_auto_connect = printing, starting

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from anchored.create.desk import CreateChats
 from anchored.create.engine import Made
@@ -92,6 +93,10 @@ class Gone:
     """Blocks that it was making."""
     waiting: tuple[int, ...]
     """Blocks that nobody has begun: they may be on their way to it."""
+    actor: Any = None
+    """Ray's handle of it."""
+    hangs: bool = False
+    """Whether its process may be there still, which Ray would go on giving blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,7 @@ class _Member:
     """Ray's name for the actor, which keeps it when it is started again in a new process."""
     node: str
     crew: int
+    handle: Any
     heard: float
     """When it last said that it lives, by the loop's clock."""
     closed: bool = False
@@ -149,6 +155,7 @@ class RayHub(Hub):
         """By block: the worker that has begun it."""
         self._events: list[Event] = []
         self._happened = asyncio.Event()
+        self._watched = float("inf")
         self._closing = asyncio.Event()
 
     # ---- for the process of the command ----
@@ -176,16 +183,21 @@ class RayHub(Hub):
         events, self._events = self._events, []
         return events
 
-    def watch(self, nodes: Collection[str]) -> None:
-        """Notice who is gone, given the nodes that are alive."""
+    def watch(self, nodes: Collection[str]) -> list[int]:
+        """Notice who is gone, given the nodes that are alive; the blocks that nobody has begun."""
         now = asyncio.get_running_loop().time()
+        stood_still = now - self._watched > SILENT_SECONDS / 2
+        self._watched = now
         for worker, member in list(self._members.items()):
             if member.closed:
                 continue
+            if stood_still:  # this machine did, so nobody could be heard
+                member.heard = now
             if member.node not in nodes:
                 self._miss(worker, "its node is gone")
             elif now - member.heard > SILENT_SECONDS:
-                self._miss(worker, f"nothing was heard of it for {SILENT_SECONDS:g} s")
+                self._miss(worker, f"nothing was heard of it for {SILENT_SECONDS:g} s", hangs=True)
+        return sorted(self._due - self._makes.keys())
 
     def close_workers(self) -> None:
         """Have all workers close their chats."""
@@ -215,15 +227,15 @@ class RayHub(Hub):
         blocks, queue.blocks = queue.blocks, []
         return blocks
 
-    def join(self, actor: str, node: str, crew: int) -> tuple[str, Mapping[str, str]] | None:
+    def join(self, actor: str, node: str, crew: int, handle: Any = None) -> tuple[str, Mapping[str, str]] | None:
         """A worker starts: its name, and the keys; None where there is nothing to do any more."""
-        if self._closing.is_set():
-            return None
         for worker, member in list(self._members.items()):
             if member.actor == actor:
                 self._miss(worker, "its process ended")
+        if self._closing.is_set():
+            return None
         worker = f"worker {next(self._numbers)}"
-        self._members[worker] = _Member(actor, node, crew, asyncio.get_running_loop().time())
+        self._members[worker] = _Member(actor, node, crew, handle, asyncio.get_running_loop().time())
         return worker, self._keys
 
     def ready(self, worker: str) -> None:
@@ -246,8 +258,10 @@ class RayHub(Hub):
     def tell(self, worker: str, text: str) -> None:
         self._tell(Told(worker, text))
 
-    def fail(self, error: Exception) -> None:
-        self._tell(Failed(error))
+    def fail(self, worker: str, error: Exception) -> None:
+        """A worker cannot open its chats."""
+        if worker in self._members:  # else it was out of reach
+            self._tell(Failed(error))
 
     async def closing(self) -> None:
         """Returns when workers are to close their chats."""
@@ -258,14 +272,14 @@ class RayHub(Hub):
             member.closed = True
         self._tell(Closed(worker))
 
-    def _miss(self, worker: str, why: str) -> None:
-        del self._members[worker]
+    def _miss(self, worker: str, why: str, *, hangs: bool = False) -> None:
+        member = self._members.pop(worker)
         begun = tuple(number for number, by in self._makes.items() if by == worker)
         waiting = tuple(sorted(self._due - self._makes.keys()))
         for number in begun:
             del self._makes[number]
         self.lose(worker)
-        self._tell(Gone(worker, why, begun, waiting))
+        self._tell(Gone(worker, why, begun, waiting, member.handle, hangs))
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import pickle
+import stat
 import sys
 import threading
 import traceback
@@ -30,7 +31,7 @@ from anchored.create.ray_hub import BEAT_SECONDS, Asked, Block, Order, node_stor
 from anchored.errors import AnchoredError, DataError, Stopped
 from anchored.llm.ask import work_through
 from anchored.llm.replies import ReplyStore
-from anchored.llm.shared import Heard, Line, Said, books_of, hand_over
+from anchored.llm.shared import Heard, Line, NodeStore, Said, books_of
 from anchored.process import settle_environment
 from anchored.progress import Silent
 from anchored.records import Prompt
@@ -73,7 +74,7 @@ class RowMaker:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._life: _Life | None = None
         context = ray.get_runtime_context()
-        joined = ray.get(hub.join.remote(context.get_actor_id(), context.get_node_id(), crew))
+        joined = ray.get(hub.join.remote(context.get_actor_id(), context.get_node_id(), crew, context.current_actor))
         if joined is None:  # all are closing
             return
         name, keys = joined
@@ -83,7 +84,7 @@ class RowMaker:
             self._await(life.begin(keys))
             self._life = life
         except Exception as error:  # Ray would start it anew, for ever
-            ray.get(hub.fail.remote(_portable(error)))
+            ray.get(hub.fail.remote(name, _portable(error)))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The rows of a block of prompts, packed; none where it is not to be made here."""
@@ -105,6 +106,7 @@ class _Life:
         self._notes = _Notes(lambda text: hub.tell.remote(name, text))
         self._making: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
+        self._closes = False
 
     async def begin(self, keys: Mapping[str, str]) -> None:
         """Open the chats."""
@@ -113,10 +115,9 @@ class _Life:
         logging.getLogger("anchored").addHandler(self._notes.handler)
         self._line = Line(_RayWire(self._hub, self._name))
         self._stack.push_async_callback(self._line.close)
-        store = _node_store(node_store_path(self._order.run))
-        if store:
+        if store := _node_store(node_store_path(self._order.run)):
             self._stack.push_async_callback(self._leave, store)
-            await hand_over(store, self._line)  # what a run left that ended before it could
+            await store.hand_over(self._line)  # what a run left that ended before it could
         books = books_of(self._name, self._line, counts_money=self._order.counts_money, node_store=store)
         self._chats = await self._stack.enter_async_context(self._order.open_chats(books, self._notes))
         self._desk = Desk(self._order.settings, self._chats)
@@ -137,8 +138,10 @@ class _Life:
             rows = await work_through(prompts, lambda _, prompt: make_row(prompt, self._desk), len(prompts))
         except Exception as error:
             return self._name, _portable(error)
-        except asyncio.CancelledError:  # it closes
-            return None
+        except asyncio.CancelledError:
+            if self._closes:
+                return None
+            return self._name, Stopped(f"create: {self._name} gave up a row; the same command goes on from here")
         finally:
             self._making.discard(task)
         return self._name, Block(rows, self._counted())
@@ -146,6 +149,7 @@ class _Life:
     async def _close(self) -> None:
         """When the time has come: give up what is under way, close the chats and stop their servers."""
         await self._hub.closing.remote()
+        self._closes = True
         for task in self._making:
             task.cancel()
         await asyncio.gather(*self._making, return_exceptions=True)
@@ -153,12 +157,12 @@ class _Life:
             await self._stack.aclose()
         await self._hub.closed.remote(self._name)
 
-    async def _leave(self, store: ReplyStore) -> None:
+    async def _leave(self, store: NodeStore) -> None:
         """Merge what the node has still, and leave no file."""
-        await hand_over(store, self._line)
-        store.close()
-        for path in store.path.parent.glob(f"{store.path.name}*"):
-            path.unlink(missing_ok=True)  # another worker that still has it open hands over what it wrote
+        await store.hand_over(self._line)
+        if store.close():
+            for path in store.path.parent.glob(f"{store.path.name}*"):
+                path.unlink(missing_ok=True)  # another worker that still has it open hands over what it wrote
 
     def _counted(self) -> dict[str, Asked]:
         found = {role: Asked(chat.name, chat.asked, chat.hits) for role, chat in self._chats.items()}
@@ -167,13 +171,14 @@ class _Life:
         return found
 
 
-def _node_store(path: Path) -> ReplyStore | None:
+def _node_store(path: Path) -> NodeStore | None:
     """The node's store; None where it cannot be had, and the run's own has to do."""
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        if path.parent.stat().st_uid != os.getuid():
-            raise DataError(f"{path.parent} is somebody else's")
-        return ReplyStore(path)
+        folder = path.parent.lstat()
+        if folder.st_uid != os.getuid() or not stat.S_ISDIR(folder.st_mode) or folder.st_mode & 0o077:
+            raise DataError(f"{path.parent} is not a folder of this user's alone")
+        return NodeStore(ReplyStore(path))
     except (DataError, OSError) as error:
         log.warning("replies are kept in the run folder alone, not on this node: %s", error)
         return None

@@ -8,7 +8,7 @@ spent (its requests may have been billed), and it is refused should it only have
 A reply is in the hub's store before the worker that asked for it gets on, so a worker that ends takes no more with it
 than the requests it had in flight. It is in a store on the worker's node before it leaves for the hub, so what the hub
 cannot keep (its disk is full, or it is gone) is there still, and is merged into the hub's store in the end, or when the
-run goes on (`hand_over`). How a line reaches the hub is not known here.
+run goes on (`NodeStore`). How a line reaches the hub is not known here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from anchored.errors import AnchoredError, DataError, Stopped
 from anchored.llm.chat import Chat, Reply, Request
@@ -35,6 +36,8 @@ _WAIT = ("enter", "renew", "reserve", "keep")
 """What is not done at once."""
 _TOGETHER = 256
 """Replies that a node's store hands over, or lets go of, at a time."""
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -419,13 +422,54 @@ class SharedPurse:
             self._line.tell("settle", number, reservation.spending)
 
 
+class NodeStore:
+    """A store on a worker's node. The hub's is enough: where this one fails, it is told of and left alone."""
+
+    def __init__(self, store: ReplyStore) -> None:
+        self.path = store.path
+        self._store: ReplyStore | None = store
+
+    async def put(self, rows: Sequence[StoredRow]) -> None:
+        await self._do(lambda store: store.put_rows(rows), None)
+
+    async def remove(self, keys: Sequence[str]) -> None:
+        await self._do(lambda store: store.remove(keys), None)
+
+    async def hand_over(self, line: Line) -> None:
+        """Merge it into the hub's: what that has not, it gets, and this one is empty. Raises what the hub raises."""
+        while keys := await self._do(lambda store: store.keys(_TOGETHER), []):
+            for key in await line.ask("lacking", keys):  # one by one: a reply may be megabytes
+                await line.ask("keep", await self._do(partial(_row_of, key), []))
+            await self.remove(keys)
+
+    def close(self) -> bool:
+        """Let go of the file; whether it was of use to the end."""
+        store, self._store = self._store, None
+        if store:
+            store.close()
+        return store is not None
+
+    async def _do(self, do: Callable[[ReplyStore], Result], otherwise: Result) -> Result:
+        if self._store:
+            try:
+                return await asyncio.to_thread(do, self._store)
+            except DataError as error:
+                log.warning("replies are kept in the run folder alone, not on this node: %s", error)
+                self._store = None
+        return otherwise
+
+
+def _row_of(key: str, store: ReplyStore) -> list[StoredRow]:
+    return store.rows([key])
+
+
 class SharedReplies:
     """The run's store, for one worker; `Replies`. What was spent is the hub's to keep.
 
     `node_store` has replies until the hub's has them; None: they are in memory on their way.
     """
 
-    def __init__(self, line: Line, node_store: ReplyStore | None = None) -> None:
+    def __init__(self, line: Line, node_store: NodeStore | None = None) -> None:
         self.failure = ""
         self._line = line
         self._node_store = node_store
@@ -439,29 +483,13 @@ class SharedReplies:
         if not entries:
             return
         rows = [stored_row(entry) for entry in entries]
-        await self._at_node(lambda store: store.put_rows(rows))
+        if self._node_store:
+            await self._node_store.put(rows)
         await self._line.ask("keep", rows)
         self._arrived += [str(key) for key, *_ in rows]
-        if len(self._arrived) >= _TOGETHER:
+        if self._node_store and len(self._arrived) >= _TOGETHER:
             arrived, self._arrived = self._arrived, []
-            await self._at_node(lambda store: store.remove(arrived))
-
-    async def _at_node(self, do: Callable[[ReplyStore], None]) -> None:
-        """Do it to the node's store, without which the hub's is enough."""
-        if self._node_store:
-            try:
-                await asyncio.to_thread(do, self._node_store)
-            except DataError as error:
-                log.warning("replies are kept in the run folder alone, not on this node: %s", error)
-                self._node_store = None
-
-
-async def hand_over(store: ReplyStore, line: Line) -> None:
-    """Merge a node's store into the hub's: what that has not, it gets, and the node's is empty."""
-    while keys := store.keys(_TOGETHER):
-        if lacking := await line.ask("lacking", keys):
-            await line.ask("keep", store.rows(lacking))
-        await asyncio.to_thread(store.remove, keys)
+            await self._node_store.remove(arrived)
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,7 +507,7 @@ class Books:
         return Remembered(self.replies, chat, self.purse if paid and isinstance(self.purse, Purse) else None)
 
 
-def books_of(worker: str, line: Line, *, counts_money: bool, node_store: ReplyStore | None = None) -> Books:
+def books_of(worker: str, line: Line, *, counts_money: bool, node_store: NodeStore | None = None) -> Books:
     """A worker's, which are the hub's; `node_store` lies on its own node."""
     numbers = itertools.count()
     purse = SharedPurse(line, numbers) if counts_money else None

@@ -82,6 +82,13 @@ def until(holds: Callable[[], bool], process: subprocess.Popen[bytes], log: Path
         time.sleep(0.002)
 
 
+def until_ended(pid: int) -> None:
+    ends = time.monotonic() + 60
+    while _lives(pid):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
 def whole(folder: Path, world: World, method: str, content: Faults | None = None, *more: str) -> Run:
     """The run in one process that others are compared with."""
     with Teacher(content, api_key=KEY) as teacher:
@@ -198,6 +205,7 @@ def test_a_node_killed_midway_costs_what_it_had_in_flight_and_no_pair(tmp_path: 
     run = Run(tmp_path / "run")
     assert made(run) == made(alone)
     assert "is gone" in log.read_text()
+    assert "raylet" not in log.read_text(), "which Ray says of its nodes"
     asked = Counter(seen.content for seen in requests)
     again = sum(asked.values()) - len(asked)
     assert again <= IN_FLIGHT
@@ -258,6 +266,24 @@ def test_each_node_serves_the_policy_and_a_worker_killed_alone_is_replaced_there
     assert sum(summary["held_out_outcomes"].values()) == 4
     assert set(kept(run).values()) == {1}
     assert sum(asked.values()) - len(asked) <= 64  # the endpoint's concurrency
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_keeps_nobody_waiting(tmp_path: Path) -> None:
+    world = make_world(tmp_path, rows=84)
+    alone = whole(tmp_path / "alone", world, "clair")
+    log = tmp_path / "log"
+    with nodes(2) as (cluster, (first, _)), Teacher(Faults(slow=1, slow_seconds=0.5), api_key=KEY) as teacher:
+        settings = [*overrides(world, "clair", teacher.base_url), *ON_RAY, f"create.ray.address={cluster.address}"]
+        process = started(log, *settings, "--out", tmp_path / "run")
+        until(lambda: len(teacher.requests) >= 10, process, log)
+        raylet = first.all_processes["raylet"][0].process.pid
+        (worker,) = [pid for pid in below(raylet) if "RowMaker" in _name(pid)]
+        os.kill(worker, signal.SIGSTOP)
+        assert process.wait(150) == 0, log.read_text()
+        until_ended(worker)
+    assert made(Run(tmp_path / "run")) == made(alone)
+    assert "nothing was heard of it" in log.read_text()
 
 
 @pytest.mark.slow

@@ -68,13 +68,29 @@ def test_what_a_lost_worker_had_begun_is_named_and_may_be_begun_by_others(tmp_pa
                 await asyncio.sleep(SILENT_SECONDS / 3)
                 assert hub.beat(other)
                 hub.watch({"node 1", "node 2"})
-        assert (await events(hub))[0] == Gone(lost, how, begun=(0, 2), waiting=(3,))
+        hangs = how.startswith("nothing was heard")
+        assert (await events(hub))[0] == Gone(lost, how, begun=(0, 2), waiting=(3,), hangs=hangs)
         assert not hub.beat(lost)
         assert not hub.begins(lost, 3)
         assert hub.begins(other, 0)
         assert not hub.begins(other, 1), "which it is making"
         with pytest.raises(Stopped, match="was out of reach"):
             await hub.say(lost, [])
+
+    at(tmp_path, main)
+
+
+def test_what_nobody_has_begun_is_named_and_nobody_is_gone_because_this_machine_stood_still(tmp_path: Path) -> None:
+    async def main(hub: RayHub) -> None:
+        worker = joined(hub, "a")
+        for number in range(3):
+            hub.offer(0, number, b"")
+        assert hub.begins(worker, 1)
+        assert hub.watch({"node"}) == [0, 2]
+        await asyncio.sleep(10 * SILENT_SECONDS)
+        hub.watch({"node"})
+        assert await events(hub) == [Ready(worker, "node", 0)]
+        assert hub.begins(worker, 2)
 
     at(tmp_path, main)
 
@@ -118,6 +134,7 @@ def test_workers_close_when_they_are_told_and_none_joins_then(tmp_path: Path) ->
         assert hub.beat(worker), "it is to leave its process to Ray"
         hub.watch(set())
         assert hub.join("b", "node", 0) is None
+        hub.fail("worker 9", Stopped("which nobody knows"))
         assert await events(hub) == [Ready(worker, "node", 0), Told(worker, "the server is slow"), Closed(worker)]
 
     at(tmp_path, main)

@@ -17,7 +17,7 @@ from anchored.llm.chat import Reply, Request, Usage
 from anchored.llm.money import Spending
 from anchored.llm.replies import Entry, ReplyStore, request_key
 from anchored.llm.settings import EndpointSettings
-from anchored.llm.shared import Books, Heard, Hub, Line, Said, books_of, hand_over
+from anchored.llm.shared import Books, Heard, Hub, Line, NodeStore, Said, books_of
 from anchored.records import Message
 
 
@@ -44,7 +44,8 @@ class Worker:
     def __init__(self, hub: Hub, name: str, node_store: ReplyStore | None = None) -> None:
         self.wire = Direct(hub, name)
         self.line = Line(self.wire)
-        self.books: Books = books_of(name, self.line, counts_money=True, node_store=node_store)
+        kept = NodeStore(node_store) if node_store else None
+        self.books: Books = books_of(name, self.line, counts_money=True, node_store=kept)
 
 
 def endpoint(**more: Any) -> EndpointSettings:
@@ -244,7 +245,7 @@ def test_what_the_hub_cannot_keep_stays_on_the_node_and_is_merged_when_the_run_g
 
     async def goes_on(hub: Hub) -> None:
         with ReplyStore(node) as store:
-            await hand_over(store, Worker(hub, "worker 2").line)
+            await NodeStore(store).hand_over(Worker(hub, "worker 2").line)
             assert store.count() == 0
         kept = [hub.store.get(request_key("m", request(number))) for number in range(1, 5)]
         assert [(one.text, one.raw) for one in kept if one] == [(f"said {one}", {"of": one}) for one in range(1, 5)]
