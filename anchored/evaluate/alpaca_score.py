@@ -189,7 +189,9 @@ def length_controlled_rates(
     """The length-controlled win rates of models on the same instructions, each fitted anew to every draw of them."""
     fits = [length_controlled(rows, gamed) for rows in models]
     spread = [refit(rows, gamed, fit.c, draws) for rows, fit in zip(models, fits, strict=True)]
-    return Estimate(np.array([fit.win_rate for fit in fits]), np.stack(spread, axis=1))
+    lean = [_acceleration(rows, gamed, fit.c) for rows, fit in zip(models, fits, strict=True)]
+    values = np.array([fit.win_rate for fit in fits])
+    return Estimate(values, np.stack(spread, axis=1), accelerations=np.array(lean))
 
 
 def overlap_of(gap: Float[ndarray, " rows"]) -> Overlap:
@@ -237,7 +239,14 @@ def _controlled(
         return OWN_RATE, Interval(50, 50, 50)
     found = length_controlled(rows, gamed)
     draws = statistics.draws(len(rows.grouped().first), resamples, seed)
-    return found, statistics.interval(found.win_rate, refit(rows, gamed, found.c, draws))
+    spread, lean = refit(rows, gamed, found.c, draws), _acceleration(rows, gamed, found.c)
+    return found, statistics.corrected(found.win_rate, spread, lean)
+
+
+def _acceleration(rows: JudgedRows, gamed: GamedRows | None, c: float) -> float:
+    """How skewed a length-controlled rate is."""
+    n = len(rows.grouped().first)
+    return statistics.acceleration(refit(rows, gamed, c, 1 - np.eye(n, dtype=int)))
 
 
 def _is_judged(one: Annotation | None) -> bool:

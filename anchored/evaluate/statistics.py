@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,7 +21,7 @@ from numpy import ndarray
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate and its 95 % percentile-bootstrap interval, in the unit of the estimate."""
+    """An estimate and its 95 % bootstrap interval, in the unit of the estimate."""
 
     value: float
     low: float
@@ -52,10 +53,16 @@ class Estimate:
     """What each scores in each resample, which all models share; NaN where a resample drew nothing that has a grade."""
     known: bool = True
     """False where all items ask the same thing, which says nothing about another: intervals are as wide as can be."""
+    accelerations: Float[ndarray, " models"] | None = None
+    """How skewed each score is (`acceleration`); None: percentiles say enough."""
 
     def interval(self, model: int) -> Interval:
         """One model's score."""
-        found = interval(float(self.values[model]), self.resampled[:, model])
+        value, resampled = float(self.values[model]), self.resampled[:, model]
+        if self.accelerations is None:
+            found = interval(value, resampled)
+        else:
+            found = corrected(value, resampled, float(self.accelerations[model]))
         return found if self.known else replace(found, low=0.0, high=100.0)
 
     def changes(self, models: Sequence[int], base: int = 0) -> Interval:
@@ -216,6 +223,25 @@ def improvement_of(
 def interval(value: float, resampled: Float[ndarray, " resamples"]) -> Interval:
     """An estimate with the percentiles of its resamples."""
     return Interval(value, _low(resampled), _high(resampled))
+
+
+def corrected(value: float, resampled: Float[ndarray, " resamples"], lean: float) -> Interval:
+    """An estimate with those percentiles of its resamples that allow for their bias and skewness (BCa, Efron 1987)."""
+    normal, kept = NormalDist(), resampled[~np.isnan(resampled)]
+    below = (np.sum(kept < value) + np.sum(kept <= value)) / 2
+    bias = normal.inv_cdf(float(np.clip(below, 0.5, len(kept) - 0.5)) / len(kept))
+    ends = []
+    for share in (0.025, 0.975):
+        shifted = bias + normal.inv_cdf(share)
+        ends.append(float(np.quantile(kept, normal.cdf(bias + shifted / (1 - lean * shifted)))))
+    return Interval(value, *ends)
+
+
+def acceleration(left_out: Float[ndarray, " items"]) -> float:
+    """How skewed an estimate is, by its values with each of the items left out."""
+    pull = left_out.mean() - left_out
+    spread = float((pull**2).sum())
+    return float((pull**3).sum()) / (6 * spread**1.5) if spread else 0.0
 
 
 def _unknown(found: Improvement) -> Improvement:

@@ -40,12 +40,19 @@ def test_the_numbers_of_a_model(data: AlpacaData) -> None:
     assert result.rates.win_rate == pytest.approx(100 * (preference.mean() - 1))
     assert result.win.value == pytest.approx(result.rates.win_rate)
     assert result.win.low < result.win.value < result.win.high
+    assert data.difficulty is not None
     judged = JudgedRows(preference, gap, data.difficulty)
     assert result.controlled == length_controlled(judged, data.gamed)
     assert result.controlled is not None
     assert result.lc is not None
     spread = refit(judged, data.gamed, result.controlled.c, statistics.draws(len(judged.gap), 300, 0))
-    assert (result.lc.low, result.lc.high) == tuple(np.quantile(spread, [0.025, 0.975]))
+    left_out = [
+        refit(judged, data.gamed, result.controlled.c, np.delete(np.eye(N, dtype=int), place, 0).sum(0)[None])[0]
+        for place in range(N)
+    ]
+    assert result.lc == statistics.corrected(
+        result.controlled.win_rate, spread, statistics.acceleration(np.array(left_out))
+    )
     assert result.lc.low < result.lc.value == result.controlled.win_rate < result.lc.high
     assert (result.judged, result.failed, result.missing) == (N, 0, 0)
     assert result.mean_length == np.mean([len(one.answer) for one in rows])

@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from anchored.evaluate.statistics import Design, design, draws, improvement, point, resampled_scores, score
+from anchored.evaluate.statistics import (
+    Design,
+    Interval,
+    acceleration,
+    corrected,
+    design,
+    draws,
+    improvement,
+    interval,
+    point,
+    resampled_scores,
+    score,
+)
 
 
 def test_interval_of_a_score_agrees_with_scipy() -> None:
@@ -16,6 +28,26 @@ def test_interval_of_a_score_agrees_with_scipy() -> None:
     assert ours.value == pytest.approx(100 * grades.mean())
     assert ours.low == pytest.approx(theirs.low, abs=0.15)
     assert ours.high == pytest.approx(theirs.high, abs=0.15)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_corrected_interval_is_scipys(seed: int) -> None:
+    grades = np.random.default_rng(seed).lognormal(0, 1.5, 60)
+
+    def rate(x: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.log(x.mean(axis=axis))
+
+    theirs = stats.bootstrap((grades,), rate, n_resamples=2000, method="BCa", rng=np.random.default_rng(seed))
+    left_out = np.array([rate(np.delete(grades, place)) for place in range(60)])
+    ours = corrected(float(rate(grades)), theirs.bootstrap_distribution, acceleration(left_out))
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval))
+    plain = interval(float(rate(grades)), theirs.bootstrap_distribution)
+    assert abs(ours.high - plain.high) > 0.01
+
+
+def test_a_corrected_interval_of_what_does_not_vary_is_a_point() -> None:
+    assert acceleration(np.full(9, 5.0)) == 0
+    assert corrected(5.0, np.array([5.0, np.nan, 5.0]), 0.0) == Interval(5.0, 5.0, 5.0)
 
 
 def test_improvements_are_paired() -> None:
