@@ -59,6 +59,7 @@ from anchored.recipe import Recipe
 from anchored.records import START, STRONGER, Answer, Message, TrainingRow, user_prompt
 from anchored.runs import STAGES, Run
 from anchored.train.launch import launched, under_launcher
+from anchored.trial import take_limit, widen_evaluation
 
 
 class Server(Protocol):
@@ -112,7 +113,7 @@ def execute(plan: Plan, progress: Progress) -> Run:
         _train_with_others(run, plan, progress)
         return run
     with run.lock():
-        _begin(run, plan)
+        _begin(run, plan, progress)
         _check(run, plan, progress)
         for stage in plan.stages:
             if stage != "report" and run.summary(stage) is not None:
@@ -156,26 +157,28 @@ def _is_due(run: Run, plan: Plan, progress: Progress) -> bool:
             f"several processes share the train stage alone, not {', '.join(plan.stages)}; use `anchored train` with "
             "torchrun, and this command without"
         )
-    _begin(run, plan)
+    _begin(run, plan, progress)
     _check(run, plan, progress)
     return run.summary("train") is None
 
 
-def _begin(run: Run, plan: Plan) -> None:
+def _begin(run: Run, plan: Plan, progress: Progress) -> None:
     if not run.has_work():  # a first try that ended at a misspelt setting binds nobody
         recipes.write(run, plan.recipe)
         return
+    recipe = take_limit(run, plan.recipe, plan.stages, plan.redo, progress.note)
     if plan.redo is None:
-        recipes.begin(run, plan.recipe)
+        recipes.begin(run, recipe)
+        widen_evaluation(run, plan.recipe, plan.stages, progress.note)
         return
-    changed = recipes.changes(run, plan.recipe)
+    changed = recipes.changes(run, recipe)
     first = recipes.first_stage(changed) if changed else plan.redo
     if STAGES.index(first) < STAGES.index(plan.redo):
         before = STAGES[: STAGES.index(plan.redo)]
         keys = ", ".join(change.key for change in changed if recipes.first_stage([change]) in before)
         raise RecipeError(f"--redo {plan.redo}: {keys} changed, which touches {first}; use --redo {first}")
     run.redo(plan.redo)
-    recipes.write(run, plan.recipe)
+    recipes.write(run, recipe)
 
 
 def _check(run: Run, plan: Plan, progress: Progress) -> None:
@@ -516,7 +519,16 @@ async def _evaluate_checkpoints(run: Run, recipe: Recipe, progress: Progress) ->
         by_name = {one.name: judges[_address(one.judge)] for one in benchmarks if one.judge}
         try:
             await evaluate(
-                run, settings, benchmarks, checkpoints, open_chat, progress, by_name, purse, open_likelihoods
+                run,
+                settings,
+                benchmarks,
+                checkpoints,
+                open_chat,
+                progress,
+                by_name,
+                purse,
+                open_likelihoods,
+                recipe.limit,
             )
         finally:
             for judge in judges.values():

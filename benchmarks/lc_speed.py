@@ -30,7 +30,7 @@ def make_rows(rng: np.random.Generator, difficulty: np.ndarray) -> JudgedRows:
 def make_gamed(rng: np.random.Generator, difficulty: np.ndarray) -> GamedRows:
     std_gap = np.concatenate([rng.normal(1.5, 1, INSTRUCTIONS), rng.normal(-1.5, 1, INSTRUCTIONS)])
     rate = 1 / (1 + np.exp(1.5 * np.tanh(std_gap) + rng.normal(0, 1, 2 * INSTRUCTIONS)))
-    return GamedRows(rate, std_gap, np.tile(difficulty, 2))
+    return GamedRows(rate, std_gap, np.tile(difficulty, 2), np.tile(np.arange(INSTRUCTIONS), 2))
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 POCKET = ROOT / "recipes" / "pocket.yaml"
+STUCK_SECONDS = 300
+"""After so long a process does not end any more: a busy machine takes a minute for what takes seconds."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "160"}
 
 
@@ -41,7 +43,7 @@ def anchored_killed(*arguments: object, when: Callable[[], bool], by: int = sign
         while process.poll() is None and not when():
             time.sleep(0.005)
         process.send_signal(by)
-        return process.wait(60)
+        return process.wait(STUCK_SECONDS)
 
 
 def command(arguments: Sequence[object]) -> list[str]:

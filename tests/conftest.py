@@ -34,6 +34,7 @@ def browser() -> Iterator[Any]:
     program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
         pytest.skip(f"needs a browser: none of {', '.join(names)} is on the PATH (Debian: apt-get install chromium)")
+    api.expect.set_options(timeout=30_000)  # what is waited for comes at once, but for a busy machine
     with api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=program, args=list(FLAGS))
         yield opened

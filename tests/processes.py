@@ -12,7 +12,7 @@ def having(text: str) -> list[int]:
     return [int(folder.name) for folder in folders if text in _command_line(folder)]
 
 
-def all_gone(text: str, seconds: float = 20) -> bool:
+def all_gone(text: str, seconds: float = 60) -> bool:
     """Whether no such process is left, after waiting for it."""
     until = time.monotonic() + seconds
     while having(text):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import ENVIRONMENT, POCKET, Finished, anchored, command
+from commands import ENVIRONMENT, POCKET, STUCK_SECONDS, Finished, anchored, command
 
 from anchored.pocket.world import policy_folder
 from anchored.runs import Run
@@ -200,7 +200,7 @@ def test_an_interrupted_run_says_that_it_goes_on(tmp_path: Path, sent: int) -> N
         while process.poll() is None and not run.replies.exists():
             time.sleep(0.01)
         process.send_signal(sent)
-        error = process.communicate(timeout=60)[1].decode()
+        error = process.communicate(timeout=STUCK_SECONDS)[1].decode()
     assert process.returncode == 3, error
     assert error == "error: interrupted; the same command goes on from here\n"
 
@@ -241,12 +241,12 @@ def test_a_run_in_the_background_of_a_script_is_ended_by_sigterm_alone_and_count
         # as a shell without job control does it for `anchored create ... &`
         behind = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *arguments]
         with subprocess.Popen(behind, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-            assert Mute.asked.wait(60)
+            assert Mute.asked.wait(STUCK_SECONDS)
             process.send_signal(signal.SIGINT)
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.5)
             process.send_signal(signal.SIGTERM)
-            error = process.communicate(timeout=60)[1].decode()
+            error = process.communicate(timeout=STUCK_SECONDS)[1].decode()
         Mute.over.set()
         server.shutdown()
     assert process.returncode == 3, error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import STUCK_SECONDS
 from safetensors.torch import load_file
 from tiny_models import save_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,7 +57,7 @@ def test_the_flat_script_trains_as_the_package_does(tmp_path: Path) -> None:
     write(tmp_path / "pairs.jsonl", pairs)
     command = [sys.executable, str(SCRIPT), str(model), str(tmp_path / "pairs.jsonl"), str(tmp_path / "aligned")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=STUCK_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     # the same settings, the paper's, are the package's defaults
     train(Run(tmp_path / "run"), TrainSettings(threads=1), TrainInputs(model, pairs), Silent())

@@ -58,7 +58,7 @@ def well_behaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         (Faults(rate_limited=0.5, retry_after=0.05), ()),
         (Faults(server_error=0.3), ()),
         (Faults(cut_body=0.3), ()),
-        (Faults(slow=0.2, slow_seconds=1), ("create.reviser.timeout_seconds=0.5",)),
+        (Faults(slow=0.2, slow_seconds=60), ("create.reviser.timeout_seconds=2",)),
     ],
     ids=["rate limits", "errors of the server", "cut bodies", "slow replies"],
 )

@@ -17,7 +17,7 @@ RANK = {
     **dict.fromkeys(["process", "own", "teachers"], 0),
     **dict.fromkeys(["llm", "contrast", "objectives", "batches", "decisions"], 1),
     **dict.fromkeys(["create", "train", "evaluate", "report", "hub"], 2),
-    **dict.fromkeys(["recipe", "pipeline", "plan", "pocket", "inspect", "terminal", "cli", "__main__"], 3),
+    **dict.fromkeys(["recipe", "trial", "pipeline", "plan", "pocket", "inspect", "terminal", "cli", "__main__"], 3),
 }
 FIRST_LAYER = {name for name, rank in RANK.items() if rank == 0}
 TOP_LAYER = {name for name, rank in RANK.items() if rank == 3}

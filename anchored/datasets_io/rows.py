@@ -73,8 +73,8 @@ def read(source: str | Path, split: str | None = None, wanted: Collection[str] =
     elif isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) and not _format(path.name):
         yield from _dataset_rows(_load_dataset(source, split), source, wanted)
     else:
-        counted = "" if path.is_absolute() else f" in {os.getcwd()}"
-        raise DataError(f"{source}: no such file or folder{counted}; a Hub id looks like openbmb/UltraFeedback")
+        looked_in = "" if os.path.isabs(source) else f" in {os.getcwd()}"
+        raise DataError(f"{source}: no such file or folder{looked_in}; a Hub id looks like openbmb/UltraFeedback")
 
 
 def _files(path: Place, split: str | None) -> list[Place]:

@@ -16,6 +16,7 @@ from numpy import ndarray
 from anchored.errors import EvaluationError
 from anchored.evaluate import statistics
 from anchored.evaluate.alpaca_files import (
+    DIFFICULTY,
     SOURCE,
     Annotation,
     Instruction,
@@ -55,17 +56,20 @@ class AlpacaEval(Benchmark):
                 f"evaluate.alpaca.data: say in which folder {NAME}'s files are; they are yours to get, from {SOURCE}"
             )
         self._data = read_data(settings.data)
+        self._controls_length = self._data.difficulty is not None
+        if settings.ask_again and not self._controls_length:
+            raise EvaluationError(
+                f"evaluate.alpaca.ask_again: is for the length-controlled rate, and {settings.data} holds no "
+                f"{DIFFICULTY} of its instructions; leave it out"
+            )
         self.version = self._data.version
         self._settings, self._frame = settings, Frame(settings, evaluation.seed)
         self._items = tuple(
             Item(str(place), user_prompt(one.text), one.dataset or "other")
             for place, one in enumerate(self._data.instructions)
         )
-        self.views = (
-            View(LENGTH_CONTROLLED, estimator=self._length_controlled, by_category=False),
-            View(WIN_RATE),
-            View(DISCRETE),
-        )
+        controlled = View(LENGTH_CONTROLLED, estimator=self._length_controlled, by_category=False)
+        self.views = (*([controlled] if self._controls_length else []), View(WIN_RATE), View(DISCRETE))
 
     def items(self) -> Sequence[Item]:
         return self._items
@@ -103,7 +107,7 @@ class AlpacaEval(Benchmark):
         notes = [*self._data.notes, *repeated([one.text for one in answered[: len(kept)]])]
         if again:
             notes.append(f"length control includes {len(again)} judged answers that were asked for at another length")
-        if warning := overlap_of(self._gaps(answered)).warning:
+        if self._controls_length and (warning := overlap_of(self._gaps(answered)).warning):
             notes.append(warning)
         return notes
 
@@ -167,15 +171,12 @@ class AlpacaEval(Benchmark):
 
     def _judged(self, rows: Rows, items: Sequence[Item]) -> JudgedRows:
         """A model's judged answers to the items and, after them, those to the same that were asked for again."""
-        again = [
-            (place, rows[name])
-            for place, item in enumerate(items)
-            if (name := f"{item.id}{_AGAIN}") in rows and rows[name].grades
-        ]
-        kept: list[tuple[int, Graded]] = [*((place, rows[item.id]) for place, item in enumerate(items)), *again]
+        again = [rows[name] for item in items if (name := f"{item.id}{_AGAIN}") in rows and rows[name].grades]
+        kept = [*(rows[item.id] for item in items), *again]
+        places = [self._place(row.item) for row in kept]
         return JudgedRows(
-            np.array([1 + row.grades[WIN_RATE] for _, row in kept if row.grades]),
-            self._gaps([row.answered for _, row in kept]),
-            self._data.difficulty[[self._place(row.item) for _, row in kept]],
-            np.array([place for place, _ in kept]) if again else None,
+            np.array([1 + row.grades[WIN_RATE] for row in kept if row.grades]),
+            self._gaps([row.answered for row in kept]),
+            self._data.difficulty_of(places),
+            np.array(places),
         )

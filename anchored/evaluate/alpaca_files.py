@@ -59,7 +59,8 @@ class AlpacaData:
     instructions: tuple[Instruction, ...]
     baseline: str
     """The name of the baseline model."""
-    difficulty: Float[ndarray, " instructions"]
+    difficulty: Float[ndarray, " instructions"] | None
+    """None where no table tells it, and then length cannot be controlled for."""
     gamed: GamedRows | None
     regression: str
     """Which regression data there is: `official`, `none`, or the substitute's name and hash."""
@@ -67,6 +68,10 @@ class AlpacaData:
     """The first 12 hex digits of a sha256 over all of it."""
     notes: tuple[str, ...] = ()
     """What is not the official data, for people."""
+
+    def difficulty_of(self, places: Sequence[int]) -> Float[ndarray, " places"]:
+        """Of the instructions at these places; NaN where it is not known."""
+        return np.full(len(places), np.nan) if self.difficulty is None else self.difficulty[list(places)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +110,25 @@ class Annotation:
 def read_data(folder: str | Path) -> AlpacaData:
     """The benchmark from a folder with `BASELINE`, `DIFFICULTY` or `REGRESSION`, and better both.
 
-    Raises EvaluationError where a file is missing, is no such file, or has other instructions.
+    Instructions of one's own may be without tables, and have no length-controlled rate then. Raises EvaluationError
+    where a file is missing, is no such file, or has other instructions.
     """
     root = Path(folder).expanduser()
     baseline, regression, difficulty = (_find(root, name) for name in (BASELINE, REGRESSION, DIFFICULTY))
     if baseline is None:
         raise EvaluationError(f"{root}: holds no {BASELINE}; get it from {SOURCE}")
-    if regression is None and difficulty is None:
-        raise EvaluationError(f"{root}: holds neither {REGRESSION} nor {DIFFICULTY}; get both from {SOURCE}")
     files = [file for file in (baseline, regression, difficulty) if file]
     shas = {file: _sha256(file) for file in files}
     instructions, name, notes = _read_baseline(baseline, of_officials=bool({*shas.values()} & {*SHA256.values()}))
     n = len(instructions)
+    if regression is None and difficulty is None:
+        if _are_official(instructions):
+            raise EvaluationError(f"{root}: holds neither {REGRESSION} nor {DIFFICULTY}; get both from {SOURCE}")
+        notes.append(
+            f"no length-controlled rate, for {root} holds no {DIFFICULTY} of its instructions; what makes answers "
+            "longer may raise their win rate by that alone"
+        )
+        return AlpacaData(instructions, name, None, None, "none", _version(shas), tuple(notes))
     gamed, known, source = None, None, "none"
     if regression:
         gamed, known = _read_regression(regression, n)
@@ -131,8 +143,7 @@ def read_data(folder: str | Path) -> AlpacaData:
         if shas[difficulty] != SHA256[DIFFICULTY]:
             notes.append(f"{difficulty.name} is not the official {DIFFICULTY}")
     assert known is not None
-    version = hashlib.sha256("".join(shas.values()).encode()).hexdigest()[:12]
-    return AlpacaData(instructions, name, known, gamed, source, version, tuple(notes))
+    return AlpacaData(instructions, name, known, gamed, source, _version(shas), tuple(notes))
 
 
 def read_outputs(path: str | Path, data: AlpacaData) -> Outputs:
@@ -234,6 +245,14 @@ def in_order(annotations: Sequence[Annotation], data: AlpacaData) -> list[Annota
     return found
 
 
+def _version(shas: Mapping[Path, str]) -> str:
+    return hashlib.sha256("".join(shas.values()).encode()).hexdigest()[:12]
+
+
+def _are_official(instructions: Sequence[Instruction]) -> bool:
+    return _texts_sha256([one.text for one in instructions]) == INSTRUCTIONS_SHA256
+
+
 def _find(root: Path, name: str) -> Path | None:
     """The file itself, packed, or another of its kind (df_gamed_mine.csv)."""
     stem, ending = name.split(".")
@@ -255,7 +274,7 @@ def _read_baseline(file: Path, *, of_officials: bool) -> tuple[tuple[Instruction
         if of_officials:
             raise EvaluationError(
                 f"{file}: has {len(rows)} instructions which are not AlpacaEval's {INSTRUCTIONS} in their order, "
-                f"and the tables beside it are of those; get {BASELINE} from {SOURCE}"
+                f"and the tables beside it are of those; get {BASELINE} from {SOURCE}, or take them away"
             )
         notes.append(f"{file.name} has {len(rows)} instructions of its own, not AlpacaEval's {INSTRUCTIONS}")
     elif _texts_sha256(outputs) != OUTPUTS_SHA256:
@@ -274,12 +293,12 @@ def _read_regression(file: Path, n: int) -> tuple[GamedRows, ndarray]:
     index, difficulty = (_column(rows, name, file) for name in ("index", "instruction_difficulty"))
     known = _by_index(index, difficulty, file, n)
     rows = [row for row in rows if row["preference"] not in ("", "nan", "NaN")]
-    preference, gap, difficulty = (
-        _column(rows, name, file) for name in ("preference", "std_delta_len", "instruction_difficulty")
+    preference, gap, difficulty, index = (
+        _column(rows, name, file) for name in ("preference", "std_delta_len", "instruction_difficulty", "index")
     )
     if off := int((~((preference >= 0) & (preference <= 1))).sum()):
         raise EvaluationError(f"{file}: {off} preferences are not from 0 to 1; get it from {SOURCE}")
-    return GamedRows(preference, gap, difficulty), known
+    return GamedRows(preference, gap, difficulty, index.astype(int)), known
 
 
 def _read_difficulty(file: Path, n: int) -> ndarray:

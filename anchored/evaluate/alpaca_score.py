@@ -7,6 +7,7 @@ counted, and is in no number.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,11 +111,8 @@ def score(
     notes = list(data.notes)
     controlled, lc = None, None
     try:
-        controlled = OWN_RATE if model == baseline else length_controlled(fitted, data.gamed)
-        lc = Interval(50, 50, 50)
-        if model != baseline:
-            draws = statistics.draws(len(judged), resamples, seed)
-            lc = statistics.interval(controlled.win_rate, refit(fitted, data.gamed, controlled.c, draws))
+        if data.difficulty is not None:  # else the notes say what lacks
+            controlled, lc = _controlled(fitted, data.gamed, resamples, seed, is_baseline=model == baseline)
     except EvaluationError as error:
         notes.append(f"no length-controlled rate: {error}")
     missing = len(found) - len(judged) - failed
@@ -177,11 +175,11 @@ def gain(
     preference = np.stack([rows.preference for rows in models]) - 1
     for place, more in enumerate(again):
         models[place] = _with(models[place], shared, in_order(more, data), data) if more else models[place]
-    try:
-        draws = statistics.draws(len(shared), resamples, seed)
-        lc = length_controlled_rates(models, data.gamed, draws).improvement()
-    except EvaluationError:
-        lc = None
+    lc = None
+    if data.difficulty is not None:
+        with suppress(EvaluationError):
+            draws = statistics.draws(len(shared), resamples, seed)
+            lc = length_controlled_rates(models, data.gamed, draws).improvement()
     return AlpacaGain(statistics.improvement(preference[0], preference[1:], resamples, seed), lc, len(shared))
 
 
@@ -232,6 +230,16 @@ def leaderboard_row(result: AlpacaScore) -> dict[str, float | int | str | None]:
     }
 
 
+def _controlled(
+    rows: JudgedRows, gamed: GamedRows | None, resamples: int, seed: int, *, is_baseline: bool
+) -> tuple[LengthControlled, Interval]:
+    if is_baseline:
+        return OWN_RATE, Interval(50, 50, 50)
+    found = length_controlled(rows, gamed)
+    draws = statistics.draws(len(rows.grouped().first), resamples, seed)
+    return found, statistics.interval(found.win_rate, refit(rows, gamed, found.c, draws))
+
+
 def _is_judged(one: Annotation | None) -> bool:
     return one is not None and one.preference is not None
 
@@ -253,7 +261,8 @@ def _rows(
     lengths = np.array([len(one.answer) for one in kept], dtype=float)
     baseline = np.array([len(one.baseline) for one in kept], dtype=float)
     preference = np.array([one.preference for one in kept], dtype=float)
-    return JudgedRows(preference, baseline - lengths, data.difficulty[list(judged)]), lengths, baseline
+    rows = JudgedRows(preference, baseline - lengths, data.difficulty_of(judged), np.array(judged, dtype=int))
+    return rows, lengths, baseline
 
 
 def _with(rows: JudgedRows, judged: Sequence[int], more: Sequence[Annotation | None], data: AlpacaData) -> JudgedRows:

@@ -12,7 +12,7 @@ from anchored.evaluate.settings import GraderSettings
 from anchored.evaluate.statistics import Estimate
 from anchored.llm.chat import Chat
 from anchored.progress import Progress
-from anchored.records import Prompt
+from anchored.records import Prompt, content_hash
 
 NO_ANSWER = "without an answer"
 CUT = "cut short"
@@ -31,11 +31,34 @@ class Item:
     """Items of one cluster ask the same thing, so a resample draws all of them or none; empty: it stands alone."""
     stratum: str = ""
     """Items of one stratum are averaged together; the whole weighs each stratum by its number of items."""
+    about: tuple[str, ...] = ()
+    """Hashes of what is asked, apart from how (`question_hash`); none: that of the prompt."""
 
     @property
     def asked(self) -> str:
-        """What is asked, by content: two items that have it in common, of whichever benchmarks, ask the same."""
+        """What is asked, word for word."""
         return self.cluster or self.prompt.id
+
+    @property
+    def known_by(self) -> frozenset[str]:
+        """Two items that have one of these in common, of whichever benchmarks, ask the same, perhaps in other words."""
+        about = self.about or (question_hash(*(turn.content for turn in self.prompt.messages)),)
+        return frozenset((self.asked, *about))
+
+
+def question_hash(*texts: str) -> str:
+    """Of a question and what else it shows (a context, choices), in whatever order.
+
+    Case and spaces do not count, and neither does a text that stands within another one.
+    """
+    plain = {as_read(text) for text in texts}
+    parts = [text for text in plain if text and not any(text in other for other in plain if other != text)]
+    return content_hash(sorted(parts))
+
+
+def as_read(text: str) -> str:
+    """A text without what only its setting makes different."""
+    return " ".join(text.split()).casefold()
 
 
 @dataclass(frozen=True, slots=True)

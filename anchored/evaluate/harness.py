@@ -18,7 +18,20 @@ import numpy as np
 
 from anchored.errors import AnchoredError, EvaluationError, ReplyError
 from anchored.evaluate import statistics
-from anchored.evaluate.benchmark import CUT, NO_ANSWER, Examinee, Examining, Grade, Graded, Item, Rows, Sample, View
+from anchored.evaluate.benchmark import (
+    CUT,
+    NO_ANSWER,
+    Examinee,
+    Examining,
+    Grade,
+    Graded,
+    Item,
+    Rows,
+    Sample,
+    View,
+    as_read,
+    question_hash,
+)
 from anchored.evaluate.harness_measures import Measured, has_a_score, item_id, measured, unusable
 from anchored.evaluate.harness_tasks import load_tasks, quiet
 from anchored.evaluate.settings import EvaluateSettings
@@ -240,7 +253,17 @@ def _item(name: str, task: str, sample: Mapping[str, Any]) -> Item:
     context = sample["arguments"][0][0]
     messages = tuple(Message(turn["role"], turn["content"]) for turn in json.loads(context)) if context else ()
     asked = content_hash([list(arguments) for arguments in sample["arguments"]])
-    return Item(name, Prompt(messages, prompt_id(messages)), task, cluster=asked)
+    shown = _in_question(sample["doc"], as_read(messages[-1].content)) if messages else []
+    about = (sample["doc_hash"], *([question_hash(*shown)] if shown else []))
+    return Item(name, Prompt(messages, prompt_id(messages)), task, cluster=asked, about=about)
+
+
+def _in_question(found: object, question: str) -> list[str]:
+    """The texts of a document that its question holds, and so no more of an answer than the question does."""
+    if isinstance(found, str):
+        return [found] if found.strip() and as_read(found) in question else []
+    parts = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple) else ()
+    return [text for part in parts for text in _in_question(part, question)]
 
 
 def _answer(samples: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[str]]:

@@ -54,7 +54,8 @@ class Generation:
     top_p: float
 
     def request(self, index: int, seed: int) -> Request:
-        return Request(self.messages, self.temperature, self.top_p, self.max_tokens, index, seed)
+        draw = (self.temperature, self.top_p, self.max_tokens, index, seed)
+        return Request(self.messages, *draw, stop=self.until)
 
 
 def generation(instance: Instance, max_tokens: int) -> Generation:
@@ -78,7 +79,7 @@ def generation(instance: Instance, max_tokens: int) -> Generation:
             f"{instance.task_name} begins the answer itself (gen_prefix), which a chat does not go on with; "
             "take a variant of the task without"
         )
-    return Generation(messages, tuple(until), most, temperature, top_p)
+    return Generation(messages, tuple(filter(None, until)), most, temperature, top_p)
 
 
 def _arguments(instance: Instance) -> tuple[Any, Any]:

@@ -32,7 +32,7 @@ MOST_HALVINGS = 60
 
 @dataclass(frozen=True, slots=True)
 class JudgedRows:
-    """A model's judged answers, one row per instruction unless `instruction` says otherwise."""
+    """A model's judged answers."""
 
     preference: Float[ndarray, " rows"]
     """1 (the baseline's answer is better) to 2 (the model's is)."""
@@ -40,24 +40,22 @@ class JudgedRows:
     """Length of the baseline's answer less that of the model's, in characters."""
     difficulty: Float[ndarray, " rows"]
     instruction: Int[ndarray, " rows"] | None = None
-    """Which instruction each row answers, where some are answered several times: its rows weigh as one together, are
-    drawn together, and are left out together."""
+    """Which of the benchmark's instructions each row answers; None: all, in their order. One that is answered several
+    times weighs as one, and its rows are drawn together and left out together."""
 
     def grouped(self) -> Groups:
-        """The rows by instruction."""
-        if self.instruction is None:
-            n = len(self.preference)
-            return Groups(np.arange(n), np.arange(n), np.ones(n))
-        _, first, of_row, counts = np.unique(
-            self.instruction, return_index=True, return_inverse=True, return_counts=True
-        )
-        return Groups(first, of_row, 1 / counts[of_row])
+        """The rows by instruction, in the benchmark's order."""
+        of_rows = np.arange(len(self.preference)) if self.instruction is None else self.instruction
+        number, first, of_row, counts = np.unique(of_rows, return_index=True, return_inverse=True, return_counts=True)
+        return Groups(number, first, of_row, 1 / counts[of_row])
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
     """Rows by instruction."""
 
+    number: Int[ndarray, " instructions"]
+    """Which of the benchmark's it is, ascending."""
     first: Int[ndarray, " instructions"]
     """A row of each."""
     of_row: Int[ndarray, " rows"]
@@ -78,6 +76,8 @@ class GamedRows:
     std_gap: Float[ndarray, " rows"]
     """Gap over its standard deviation."""
     difficulty: Float[ndarray, " rows"]
+    instruction: Int[ndarray, " rows"] | None = None
+    """Which of the benchmark's instructions each row answers; None: not known, and no resample draws them anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +130,8 @@ def refit(
     """Length-controlled win rates, in percent, of models fitted anew to resampled instructions.
 
     `draws` says how often each of the rows' instructions is in each resample (`statistics.draws`); NaN where none is.
-    The regression data, the difficulties and `c` stay: they belong to the benchmark. (Resampling the first too and
-    choosing `c` anew moves the spread of published models by 0.03 points at most.) Two models with the same
-    instructions and draws have paired results.
+    An instruction's regression data come and go with it, for another one would have had others. Difficulties and `c`
+    stay. Two models with the same instructions and draws have paired results.
     """
     _check(rows)
     start = length_controlled(rows, gamed, c).weights
@@ -159,6 +158,9 @@ def _refit(
     weight = np.repeat(once_weight[None], len(draws), axis=0)
     own = slice(len(target) - len(rows.gap), None)
     weight[:, own] = drawn
+    if gamed is not None and gamed.instruction is not None:
+        answered = np.flatnonzero(np.isin(gamed.instruction, groups.number))
+        weight[:, answered] *= draws[:, np.searchsorted(groups.number, gamed.instruction[answered])]
     design[:, 0, own] = np.tanh(rows.gap / _spread(rows.gap, drawn)[:, None])
     theta = _fit(design, target, weight, 1 / c, np.repeat(start, len(draws), axis=0))
     rates = _logistic(theta[:, 2:] + theta[:, 1:2] * rows.difficulty[groups.first])

@@ -10,7 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from anchored.errors import EvaluationError
-from anchored.evaluate.benchmark import NO_VERDICT, SPEAKS_TO_JUDGE, Answered, Benchmark, Grade, Item, Rows, View
+from anchored.evaluate.benchmark import (
+    NO_VERDICT,
+    SPEAKS_TO_JUDGE,
+    Answered,
+    Benchmark,
+    Grade,
+    Item,
+    Rows,
+    View,
+    question_hash,
+)
 from anchored.evaluate.judging import Question, Ruling, ask_judge, check_failures, grader
 from anchored.evaluate.mixeval_files import Files, Row, Version, letter, read_files
 from anchored.evaluate.mixeval_judge import (
@@ -130,8 +140,9 @@ class MixEvalHard(Benchmark):
 
 def _item(name: str, row: Row) -> Item:
     prompt = user_prompt(question(row), id=name)
+    about = question_hash(row.context or "", row.prompt, *(row.options or ()))
     # what is asked, not the row's name
-    return Item(name, prompt, row.benchmark, cluster=user_prompt(question(row)).id, stratum=row.split)
+    return Item(name, prompt, row.benchmark, user_prompt(question(row)).id, row.split, (about,))
 
 
 def question(row: Row) -> str:

@@ -89,8 +89,8 @@ class Part:
         return min(len(self.graded([first, other])) for other in others)
 
     def without(self, asked: frozenset[str]) -> Part:
-        """The same without the items that ask one of these things."""
-        return replace(self, items=[item for item in self.items if item.asked not in asked])
+        """The same without the items that are known by one of these."""
+        return replace(self, items=[item for item in self.items if not item.known_by & asked])
 
     def draws(self, how: Resampling) -> str:
         """A hash of all that shapes the draws: where it is equal, two runs' resamples are of the same items."""
@@ -219,12 +219,17 @@ class Scoring:
     def chosen_elsewhere(self, on: Scoring, take: int) -> list[dict[str, Any]]:
         """How checkpoints that were chosen on another benchmark improve on this one, without what both of them ask."""
         chosen = on.best(take)
-        asked = frozenset(item.asked for item in on.benchmark.items())
+        asked = frozenset[str]().union(*(item.known_by for item in on.benchmark.items()))
         rows = []
         for part in self.parts if chosen else []:
-            rest = part.without(asked)
-            found = self._estimate(rest, self.models.own) if part.category is None and rest.items else None
-            if found is None:
+            rest = part.without(asked) if part.category is None else None
+            if rest and part.items and not rest.items:
+                self.failures.append(
+                    f"no {part.view.name} gain of what {on.benchmark.name} chose: all {len(part.items)} items ask what "
+                    "it asks as well"
+                )
+            found = self._estimate(rest, self.models.own) if rest and rest.items else None
+            if found is None or rest is None:
                 continue
             rows.append(
                 {

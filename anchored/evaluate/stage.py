@@ -60,12 +60,14 @@ async def evaluate(
     judges: Mapping[str, Chat],
     money: Money | None = None,
     open_likelihoods: Callable[[Checkpoint], Chat] | None = None,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Score every checkpoint on every benchmark, the starting model first, then those of training in order.
 
     One named `STRONGER`, wherever it stands, is the model that the others are measured against. Each is opened once and
     answers all benchmarks; the benchmark's judge in `judges`, if it has one, grades its answers while the next one
     answers. `open_likelihoods` opens what tells likelihoods under a checkpoint's weights to benchmarks that need them.
+    `limit` says of how many questions the benchmarks were made, for the summary.
     Writes answers/BENCHMARK/CHECKPOINT.jsonl, scores.jsonl, resamples.npz and the stage's summary.
     """
     began = time.monotonic()
@@ -107,6 +109,7 @@ async def evaluate(
     if money is not None:
         summary["spent"] = asdict(money.spent())
         progress.note(f"evaluate: {dollars(money.spent_usd)} are spent on judges and the stronger model")
+    summary["limit"] = limit
     summary["seconds"] = round(time.monotonic() - began, 1)
     run.complete("evaluate", summary)
     return summary
@@ -285,14 +288,13 @@ def _conclude(
         }
 
     notes = told(lambda benchmark, rows: list(benchmark.notes(rows)))
+    chosen = [row for one in every if one is not chooses for row in one.chosen_elsewhere(chooses, settings.select.take)]
     failures = {name: one.failures for name, one in scorings.items()}
     _tell(notes, failures, len(in_order), progress)
     return {
         "checkpoints": [checkpoint.name for checkpoint in in_order],
         "improvement": [row for one in every for row in one.improvements()],
-        "chosen": [
-            row for one in every if one is not chooses for row in one.chosen_elsewhere(chooses, settings.select.take)
-        ],
+        "chosen": chosen,
         "stronger": [row for one in every for row in one.towards_stronger(str(stronger[0].folder))] if stronger else [],
         "lengths": told(mean_length),
         "length_changes": {name: one.length_changes() for name, one in scorings.items()},

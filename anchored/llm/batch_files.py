@@ -26,7 +26,6 @@ from uuid import uuid4
 from anchored.errors import DataError
 from anchored.llm.chat import Request
 from anchored.llm.faults import Fault, fault_of_status
-from anchored.records import Message
 from anchored.runs import one_line, write_text, written_aside
 
 URL = "/v1/chat/completions"
@@ -261,8 +260,8 @@ class Batch:
         try:
             for line, draw in zip(_lines(self.requests), _lines(self.draws), strict=True):
                 row = json.loads(line)
-                messages = tuple(Message(**message) for message in row["body"]["messages"])
-                yield Asked(row["custom_id"], Request(messages, **json.loads(draw)), row["body"])
+                request = Request.from_json(row["body"]["messages"], json.loads(draw))
+                yield Asked(row["custom_id"], request, row["body"])
         except (ValueError, KeyError, TypeError) as error:
             raise _unusable(self.requests, f"cannot be read ({one_line(error)})") from None
 

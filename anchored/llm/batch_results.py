@@ -14,6 +14,7 @@ from anchored.llm.money import Purse, Spending, cost, worst_case
 from anchored.llm.replies import Entry, ReplyStore
 from anchored.llm.responses import read_reply
 from anchored.llm.settings import EndpointSettings, Price
+from anchored.llm.stops import stopped
 
 ROWS_AT_ONCE = 256
 _LACKING = Fault("again", "the results lack it")
@@ -44,7 +45,8 @@ class BatchResults:
                 payload = results.find(asked.key)
                 if payload is None:
                     return faults.get(asked.key, _LACKING)
-                return read_reply(payload, self._model, asked.request.max_tokens, 0.0)
+                found = read_reply(payload, self._model, asked.request.max_tokens, 0.0)
+                return stopped(found, asked.request.stop, asked.body)
 
             requests = batch.asked()
             while some := list(islice(requests, ROWS_AT_ONCE)):

@@ -34,6 +34,7 @@ from anchored.llm.openai_chat import OpenAIChat
 from anchored.llm.replies import ReplyStore, request_key
 from anchored.llm.responses import read_reply
 from anchored.llm.settings import BatchSettings, EndpointSettings
+from anchored.llm.stops import stopped
 from anchored.progress import Progress
 
 Way = Literal[
@@ -227,12 +228,12 @@ class BatchChat:
         payload = self._imported.find(key)
         if payload is None:
             return None
-        reply = read_reply(payload, self.name, request.max_tokens, 0.0)
+        body = request_body(self._settings, request, self._refused)
+        reply = stopped(read_reply(payload, self.name, request.max_tokens, 0.0), request.stop, body)
         if isinstance(reply, Fault):
             self._imported.forget(key)
             return None
         if self._purse and self._price:
-            body = request_body(self._settings, request, self._refused)
             self._purse.spend(cost(self._price, self.name, body, reply))
         return reply
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from anchored.llm.chat import Request
 from anchored.llm.settings import EndpointSettings
+from anchored.llm.stops import sent_stops
 from anchored.records import content_hash
 
 
@@ -27,6 +28,8 @@ def request_body(settings: EndpointSettings, request: Request, refused: Collecti
         body["top_p"] = request.top_p
     if request.top_logprobs and not {"logprobs", "top_logprobs"} & set(refused):
         body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+    if stops := sent_stops(request.stop):
+        body["stop"] = stops
     if settings.send_seed and request.temperature > 0:
         body["seed"] = _seed(request)
     return {name: value for name, value in body.items() if name not in refused} | settings.extra_body

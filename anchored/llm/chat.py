@@ -6,8 +6,9 @@ test's function. Concurrency is the caller's: as many `reply` calls as it likes,
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from anchored.records import Message
 
@@ -26,6 +27,14 @@ class Request:
     seed: int = 0
     top_logprobs: int = 0
     """How many of the likeliest tokens to tell at each place of the reply, with their log-probabilities; 0: none."""
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these that it would hold (`stops`)."""
+
+    @classmethod
+    def from_json(cls, messages: Iterable[Mapping[str, Any]], fields: Mapping[str, Any]) -> Self:
+        """The request whose fields were written as JSON, its messages perhaps elsewhere."""
+        turns = tuple(Message(**message) for message in messages)
+        return cls(**{**fields, "messages": turns, "stop": tuple(fields.get("stop", ()))})
 
 
 @dataclass(frozen=True, slots=True)

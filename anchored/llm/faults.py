@@ -32,7 +32,7 @@ TIMEOUT_RETRIES = 2
 # of gateways that gave up on a model which may have answered
 GAVE_UP = {502, 504, 520, 524}
 
-PARAMETERS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs")
+PARAMETERS = ("max_tokens", "temperature", "top_p", "seed", "logprobs", "top_logprobs", "stop")
 UNSUPPORTED = re.compile(
     r"unsupported|not supported|n[o']t support|not permitted|not allowed|unrecognized|unknown|unexpected|extra inputs"
     r"|deprecated",
@@ -44,6 +44,8 @@ NO_MONEY = re.compile(
     r"|billing_(hard_limit_reached|not_active)",
     re.IGNORECASE,
 )
+# too many, too long, blank, or of no use to it: whatever is said against them, an answer can be had without
+STOPS = re.compile(r"""\bstop_(?:sequences?|strings?)\b|["'`]stop["'`]|^stop\b""", re.IGNORECASE)
 MODERATED = re.compile(r"moderation|flagged|content.?(policy|filter)", re.IGNORECASE)
 ABOUT_TEXT = re.compile(
     rf"{MODERATED.pattern}|safety|inappropriate|context|token|too (long|large)|length", re.IGNORECASE
@@ -73,6 +75,8 @@ class Fault:
     @property
     def may_be_billed(self) -> bool:
         """Whether the model may have done its work all the same: no error of the endpoint's own says otherwise."""
+        if self.follows == "without":
+            return self.status is None  # a reply came
         return self.follows == "again" and not self.not_run and (self.status is None or self.status in GAVE_UP)
 
 
@@ -170,12 +174,13 @@ def _message(body: Any, error: Mapping[str, Any]) -> str:
 
 
 def _refused_parameter(error: Mapping[str, Any], message: str) -> str:
-    """Which of our parameters the endpoint does not take at all; "" if the trouble is another."""
-    if not UNSUPPORTED.search(f"{error.get('code')} {message}"):
-        return ""
-    if error.get("param") in PARAMETERS:
-        return str(error["param"])
-    return next((name for name in PARAMETERS if re.search(rf"\b{name}\b", message)), "")
+    """Which of our parameters the endpoint does not take; "" if the trouble is another."""
+    if UNSUPPORTED.search(f"{error.get('code')} {message}"):
+        if error.get("param") in PARAMETERS:
+            return str(error["param"])
+        if named := next((name for name in PARAMETERS if re.search(rf"\b{name}\b", message)), ""):
+            return named
+    return "stop" if error.get("param") == "stop" or STOPS.search(message) else ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -19,6 +19,9 @@ in bfloat16. Elsewhere (float32 on several threads without it, another machine, 
 differ in their last bits, which changes a token only where two scores tie to within that: about one token in a million
 in float32, more in 16 bit.
 
+A stop string is looked for between strides, and what was generated past it is thrown away: the answer is that of the
+same request without one, cut.
+
 Of the model's generation config its EOS and padding tokens and `suppress_tokens` count; its temperature, top_p,
 penalties and the like do not: the request decides, and a policy is sampled from its own distribution.
 """
@@ -28,6 +31,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -51,7 +55,8 @@ from anchored.llm.model_folder import (
     load_tokenizer,
     model_folder,
 )
-from anchored.llm.responses import split_thinking
+from anchored.llm.responses import Content, split_thinking
+from anchored.llm.stops import cut_at_stop, first_stop
 from anchored.records import content_hash
 from anchored.runs import one_line
 
@@ -168,6 +173,10 @@ class _Row:
     """Of the padded prompt."""
     key: int
     """Of its noise, 64 bits with sign."""
+    ends: frozenset[int]
+    """Tokens that end its answer."""
+    thinks: bool
+    """The template has begun a thought: there is no answer before that is closed."""
 
 
 class _Model:
@@ -180,6 +189,8 @@ class _Model:
         self._tokenizer = load_tokenizer(folder)
         self._model: Any = load_model(folder, dtype=dtype, device=device).requires_grad_(False)
         self._ends = end_of_turn_ids(self._model, self._tokenizer)
+        added = self._tokenizer.added_tokens_decoder
+        self._special = {token.content: number for number, token in added.items() if token.special}
         suppressed = self._model.generation_config.suppress_tokens if self._model.generation_config else None
         # generate() takes what a call leaves open from the model's own config, so that one must say nothing
         self._model.generation_config = GenerationConfig()
@@ -200,7 +211,11 @@ class _Model:
         except ReplyError as error:
             call.fail(error)
             return None
-        return _Row(call, ids, padded_width(len(ids)), noise_key(call.request))
+        # these are in no decoded text
+        stops = [self._special[stop] for stop in call.request.stop if stop in self._special]
+        ends = frozenset([*self._ends, *stops])
+        thinks = bool(call.request.stop) and str(self._tokenizer.decode(ids[-8:])).rstrip().endswith("<think>")
+        return _Row(call, ids, padded_width(len(ids)), noise_key(call.request), ends, thinks)
 
     def answer(self, rows: Sequence[_Row], closing: threading.Event) -> None:
         """Generate these rows, of one width, and hand out each reply as it ends."""
@@ -261,25 +276,46 @@ class _Model:
         """Whether the row is over: its answer complete and sent, or its caller gone."""
         if row.call.future.cancelled():
             return True
-        answer = answer[: row.call.request.max_tokens]
-        end = next((place for place, token in enumerate(answer) if token in self._ends), None)
-        if end is None and len(answer) < row.call.request.max_tokens:
-            return False
-        text = self._tokenizer.decode(answer[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        content = split_thinking(str(text))
+        request = row.call.request
+        answer = answer[: request.max_tokens]
+        end = next((place for place, token in enumerate(answer) if token in row.ends), None)
         spent = answer if end is None else answer[: end + 1]
-        row.call.finish(
-            Reply(
-                text=content.answer,
-                finish_reason="length" if end is None else "stop",
-                model=self._name,
-                reasoning=content.thinking,
-                usage=Usage(len(row.ids), len(spent)),
-                seconds=time.monotonic() - started,
-                raw={"text": text, "token_ids": spent},
-            )
+        if stop := self._tokens_to_stop(row, answer[:end]):
+            spent, end = answer[:stop], stop
+        if end is None and len(answer) < request.max_tokens:
+            return False
+        text = self._text(answer[:end])
+        content = split_thinking(text)
+        reply = Reply(
+            text=content.answer,
+            finish_reason="length" if end is None else "stop",
+            model=self._name,
+            reasoning=content.thinking,
+            usage=Usage(len(row.ids), len(spent)),
+            seconds=time.monotonic() - started,
+            raw={"text": text, "token_ids": spent},
         )
+        row.call.finish(cut_at_stop(reply, request.stop))
         return True
+
+    def _tokens_to_stop(self, row: _Row, answer: list[int]) -> int:
+        """How many tokens of an answer it takes to hold a stop string; 0 if there is none in it."""
+        stops = row.call.request.stop
+
+        def holds_stop(count: int) -> bool:
+            content = self._content(row, answer[:count])
+            return first_stop(content.answer, stops) is not None
+
+        if not stops or not holds_stop(len(answer)):
+            return 0
+        return bisect_left(range(len(answer)), True, key=holds_stop)
+
+    def _content(self, row: _Row, answer: list[int]) -> Content:
+        text = self._text(answer)
+        return split_thinking(f"<think>{text}" if row.thinks else text)
+
+    def _text(self, answer: list[int]) -> str:
+        return str(self._tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _row_count(self, rows: int) -> int:
         least = rows if self._device.type == "cpu" else self._batch_size

@@ -26,9 +26,17 @@ from anchored.llm.money import Reserves, Spending, cost, worst_case
 from anchored.llm.rates import TokenGuess, read_quotas
 from anchored.llm.responses import read_body, read_reply
 from anchored.llm.settings import EndpointSettings
+from anchored.llm.stops import first_stop, stopped
 
 FIRST_CONTACT_RETRIES = 3
 MOST_THROTTLES = 30
+LONGEST_TOKEN = 40
+"""Characters: some servers end with the token that completes a stop string."""
+
+_INSTEAD = {
+    "max_tokens": "max_completion_tokens is sent instead",
+    "stop": "it is left out, and answers are cut when they are here",
+}
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +75,7 @@ class OpenAIChat:
         self._gate = limits or gate_of(settings)
         self._guess = TokenGuess()
         self._refused: set[str] = set()
-        self._said_estimated = False
+        self._said_estimated = self._said_unstopped = False
         self._reached = False
         self._answered = False
         self._refusals: Counter[str] = Counter()
@@ -140,7 +148,9 @@ class OpenAIChat:
         payload = await self._attempt("post", self._url, self._settings.timeout_seconds, body)
         if isinstance(payload, Fault):
             return payload
-        answer = read_reply(payload, self.name, request.max_tokens, time.perf_counter() - started)
+        found = read_reply(payload, self.name, request.max_tokens, time.perf_counter() - started)
+        self._note_stops(found, body)
+        answer = stopped(found, request.stop, body)
         return self._connection.redacted(answer) if isinstance(answer, Fault) else answer
 
     async def _attempt(self, verb: str, path: str, seconds: float, body: dict[str, Any] | None = None) -> object:
@@ -172,6 +182,18 @@ class OpenAIChat:
             self._said_estimated = True
             log.warning("%s sends no usage: what its replies cost is estimated, from above", self._connection.where)
 
+    def _note_stops(self, found: Reply | Fault, body: Mapping[str, Any]) -> None:
+        """Say once that an endpoint writes on where it was told to stop."""
+        if self._said_unstopped or isinstance(found, Fault) or not body.get("stop"):
+            return
+        place = first_stop(found.text, body["stop"])
+        if place and len(found.text) - place.end > LONGEST_TOKEN:
+            self._said_unstopped = True
+            log.warning(
+                "%s takes no notice of stop strings: its answers are cut there, and what it writes on counts",
+                self._connection.where,
+            )
+
     def _delay_after(self, fault: Fault, body: dict[str, Any], tries: _Tries, slot: HeldSlot) -> float:
         """What a fault means: raises, or gives the seconds until this request is sent again."""
         self._reached |= fault.status is not None
@@ -179,7 +201,8 @@ class OpenAIChat:
             self._end(ModelError, self._connection.why_refused(fault))
         if fault.follows == "quota":
             self._end(Stopped, self._connection.why_no_money(fault))
-        if fault.follows == "row" or (fault.follows == "without" and fault.parameter not in body):
+        is_ours = fault.parameter in body and fault.parameter not in self._settings.extra_body
+        if fault.follows == "row" or (fault.follows == "without" and not is_ours):
             self._note_refusal(fault)
             raise ReplyError(f"{self._connection.where} refused the request ({fault.reason})")
         if fault.follows == "without":
@@ -268,7 +291,7 @@ class OpenAIChat:
     def _leave_out(self, fault: Fault) -> None:
         if fault.parameter not in self._refused:
             self._refused.add(fault.parameter)
-            instead = "max_completion_tokens is sent instead" if fault.parameter == "max_tokens" else "it is left out"
+            instead = _INSTEAD.get(fault.parameter, "it is left out")
             log.warning("%s refuses %s (%s): %s", self._connection.where, fault.parameter, fault.reason, instead)
 
     def _end(self, error: type[AnchoredError], message: str) -> NoReturn:

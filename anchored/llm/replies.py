@@ -25,7 +25,8 @@ from anchored.errors import DataError
 from anchored.llm.chat import Chat, Reply, Request, Usage
 from anchored.llm.money import Purse, Spending
 from anchored.llm.salvage import readable_rows
-from anchored.records import Message, content_hash
+from anchored.llm.stops import cut_at_stop
+from anchored.records import content_hash
 from anchored.runs import one_line
 
 VERSION = 2
@@ -47,7 +48,7 @@ COLUMNS = "key, model, request, reply, raw, created, open_key, max_tokens"
 _INSERT = f"insert into main.replies ({COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing"
 _SPEND = "insert into spending values (?, ?, ?, ?)"
 _IS_JSON = "(json_valid(request) and json_valid(reply) and json_valid(raw))"
-_LATER = {"top_logprobs", "logprobs"}
+_LATER = {"top_logprobs", "logprobs", "stop"}
 """Fields that requests and replies did not have at first."""
 OTHER_PROCESS_SECONDS = 60.0
 
@@ -109,7 +110,7 @@ class ReplyStore:
         A text that ended by itself is the same under every limit that it does not reach, for a model does not know its
         limit. So raising `max_tokens` asks again only what was cut. Not so a text that was cut, one that is longer than
         the limit now, or one of unknown length where the limit is lower now. Where several would do, the one with the
-        highest limit is given.
+        highest limit is given. A whole text serves where it is now to end at a stop string.
         """
         if own := self.get_without_raw(request_key(fingerprint, request)):
             return own
@@ -124,7 +125,8 @@ class ReplyStore:
                 max_tokens <= request.max_tokens or 0 < reply.usage.completion_tokens < request.max_tokens
             ):
                 return reply
-        return None
+        whole = self.find(fingerprint, replace(request, stop=())) if request.stop else None
+        return cut_at_stop(whole, request.stop) if whole else None
 
     def put(self, entries: Sequence[Entry], spendings: Sequence[Spending] = ()) -> None:
         """Keep replies and what was spent, all or none; they are on the disk when this returns.
@@ -407,7 +409,8 @@ def _open_key(fingerprint: str, request: Request) -> str:
 def _key(fingerprint: str, request: Request, max_tokens: int | None) -> str:
     turns = [[message.role, message.content] for message in request.messages]
     sampling = [float(request.temperature), float(request.top_p), max_tokens]
-    later = [request.top_logprobs] if request.top_logprobs else []
+    later: list[Any] = [request.top_logprobs] if request.top_logprobs else []
+    later += [["stop", *request.stop]] if request.stop else []
     return content_hash([fingerprint, turns, *sampling, request.index, request.seed, *later])
 
 
@@ -469,7 +472,7 @@ def _whole_row(cells: tuple[bytes, ...]) -> tuple[str | int, ...]:
 
 def _request(text: str) -> Request:
     stored = json.loads(text)
-    return Request(**{**stored, "messages": tuple(Message(**message) for message in stored["messages"])})
+    return Request.from_json(stored["messages"], stored)
 
 
 def _fields(record: Any) -> dict[str, Any]:

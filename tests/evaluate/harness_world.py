@@ -13,6 +13,8 @@ from anchored.pocket.tasks import Split, make_tasks
 
 WORK, LARGEST, LENGTH, RULES = "pocket_work", "pocket_largest", "pocket_length", "pocket_rules"
 """gsm8k's form, two multiple choices, ifeval's form."""
+STOPPED = "pocket_stopped"
+"""gsm8k's form, with stops that the pocket's policy writes."""
 NUMBERS = "pocket_numbers"
 """The group of both multiple choices, whose `acc` is a mean of tasks and whose `acc_norm` one of questions."""
 # ifeval would download what splits sentences, which no instruction here needs
@@ -47,6 +49,8 @@ def write_tasks(folder: Path, questions: int = 12) -> Path:
     """The folder with all tasks."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_yaml(folder, WORK, _work(folder, questions))
+    stops = {"until": [", carry", " left\n", "add the"], "do_sample": False, "max_gen_toks": 64}
+    write_task(folder, STOPPED, generation_kwargs=stops)
     for name, count in ((LARGEST, questions), (LENGTH, questions // 2)):
         _write_yaml(folder, name, _choice(folder, name, count))
     weighing = [{"metric": "acc", "weight_by_size": False}, {"metric": "acc_norm", "weight_by_size": True}]

@@ -197,6 +197,27 @@ def test_without_lengths_that_differ_there_is_no_controlled_rate_and_it_is_said(
     assert any("no length-controlled score: every answer is 1 characters" in note for note in progress.notes)
 
 
+def test_instructions_without_tables_have_the_plain_rates_alone(tmp_path: Path, world: Path) -> None:
+    answers = {"start": GIVEN.__getitem__, "epoch-01": longer}
+    run_stage(tmp_path / "whole", settings(world), answers)
+    for table in world.glob("*.csv"):
+        table.unlink()
+    summary = run_stage(tmp_path / "plain", settings(world), answers)
+    one, other = scores(tmp_path / "whole"), scores(tmp_path / "plain")
+    rest = {key: row for key, row in one.items() if key[1] != "length-controlled"}
+    assert {key: (row["score"], row["low"]) for key, row in rest.items()} == {
+        key: (row["score"], row["low"]) for key, row in other.items()
+    }
+    assert [row["view"] for row in summary["improvement"] if row["category"] is None] == ["win-rate", "discrete"]
+    assert any(note.startswith("no length-controlled rate") for note in summary["notes"][NAME]["start"])
+    [row] = csv.DictReader((Run(tmp_path / "plain").answers / NAME / "start" / "leaderboard.csv").open())
+    assert (row["length_controlled_winrate"], row["n_total"]) == ("", str(N))
+    annotated = read_annotations(Run(tmp_path / "plain").answers / NAME / "start" / "annotations.json")
+    assert gain(annotated, [annotated], read_data(world), 100, 0).lc is None
+    with pytest.raises(EvaluationError, match="ask_again: is for the length-controlled rate"):
+        AlpacaEval(settings(world, ask_again=True))
+
+
 def test_an_answer_that_could_not_be_had_is_in_no_file_as_an_empty_one(tmp_path: Path, world: Path) -> None:
     lost, silent = list(GIVEN)[:2]
 

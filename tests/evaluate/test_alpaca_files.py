@@ -44,6 +44,8 @@ def test_the_benchmark_is_read_and_what_is_not_official_is_said(folder: Path) ->
     assert (data.baseline, len(data.difficulty)) == ("base", N)
     assert data.gamed is not None
     assert len(data.gamed.preference) == 2 * N
+    assert data.gamed.instruction is not None
+    assert data.gamed.instruction.tolist() == [*range(N), *range(N)]
     sha = hashlib.sha256((folder / "df_gamed_small.csv").read_bytes()).hexdigest()[:12]
     assert data.regression == f"df_gamed_small.csv (sha256 {sha})"
     said = "; ".join(data.notes)
@@ -81,6 +83,21 @@ def test_without_regression_data_the_notes_say_so(tmp_path: Path) -> None:
     assert any("no df_gamed.csv" in note and "length_controlled_noreg" in note for note in data.notes)
 
 
+def test_instructions_of_ones_own_need_no_tables_and_the_official_ones_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in folder.glob("*.csv"):
+        file.unlink()
+    data = read_data(folder)
+    assert (data.difficulty, data.gamed, data.regression) == (None, None, "none")
+    assert "has 60 instructions of its own" in data.notes[0]
+    assert "no length-controlled rate, for" in data.notes[1]
+    texts = "".join(row["instruction"] + "\0" for row in baseline_rows())
+    monkeypatch.setattr(alpaca_files, "INSTRUCTIONS_SHA256", hashlib.sha256(texts.encode()).hexdigest())
+    with pytest.raises(EvaluationError, match="holds neither df_gamed"):
+        read_data(folder)
+
+
 def test_difficulties_come_from_the_regression_data_where_they_are_alone(folder: Path) -> None:
     with_table = read_data(folder).difficulty
     (folder / DIFFICULTY).unlink()
@@ -107,7 +124,6 @@ def change_cell(file: Path, cell: str) -> None:
     ("harm", "message"),
     [
         (lambda folder: (folder / BASELINE).unlink(), "holds no alpaca_eval_gpt4_baseline.json; get it from https"),
-        (lambda folder: [file.unlink() for file in folder.glob("*.csv")], "holds neither df_gamed.csv nor"),
         (lambda folder: (folder / BASELINE).write_text("[{"), "is not JSON"),
         (lambda folder: (folder / BASELINE).write_text("[]"), "is no list of rows, or an empty one"),
         (lambda folder: (folder / BASELINE).write_bytes(b"\xff\xfe[]"), "is not UTF-8"),

@@ -12,6 +12,7 @@ from small_mixeval import Answers
 
 from anchored.errors import EvaluationError, ReplyError
 from anchored.evaluate import statistics
+from anchored.evaluate.benchmark import question_hash
 from anchored.evaluate.questions import Questions
 from anchored.evaluate.settings import EvaluateSettings
 from anchored.evaluate.stage import Checkpoint, evaluate
@@ -87,6 +88,35 @@ def test_a_checkpoint_chosen_on_one_benchmark_is_told_on_what_another_asks_alone
     assert row["checkpoints"] == ["epoch-03", "epoch-02"]
     assert row["n"] == 5
     assert row["gain"]["value"] == pytest.approx(100 * ((1 + 5) / 2 - 1) / 5)
+
+
+def test_what_is_set_otherwise_is_asked_again_and_what_leaves_nothing_is_said(tmp_path: Path) -> None:
+    first = write_questions(tmp_path / "first.jsonl", *(f"question {number}" for number in range(10)))
+    second = write_questions(tmp_path / "second.jsonl", *(f"Question\n {number}" for number in range(5, 25)))
+    third = write_questions(tmp_path / "third.jsonl", *(f"QUESTION  {number}" for number in range(4)))
+    answers = {"start": right_at(0), "epoch-01": right_at(*range(15))}
+    summary = run_stage(tmp_path / "run", [first, second, third], answers)
+    assert [(row["benchmark"], row["n"], row["left_out"]) for row in summary["chosen"]] == [("second", 15, 5)]
+    assert summary["not_scored"] == {
+        "first": [],
+        "second": [],
+        "third": ["no exact-match gain of what first chose: all 4 items ask what it asks as well"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("How many?",), ("how  many?\n",), True),
+        (("How many?", "3", "4"), ("4", "How many?", "3"), True),  # choices in another order
+        (("How many?", "3"), ("How many?", "4"), False),
+        (("How many of 34?", "3"), ("How many of 34?", "4"), True),  # what the question holds tells nothing
+        (("How many?", ""), ("How many?",), True),
+        (("How many?",), ("How many ?",), False),
+    ],
+)
+def test_a_question_is_known_however_it_is_set(one: tuple[str, ...], other: tuple[str, ...], same: bool) -> None:
+    assert (question_hash(*one) == question_hash(*other)) == same
 
 
 def test_every_checkpoint_has_its_paired_change(tmp_path: Path) -> None:

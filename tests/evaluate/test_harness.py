@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from harness_world import LARGEST, LENGTH, NUMBERS, RULES, WORK, Function, reference, write_task, write_tasks
+from harness_world import LARGEST, LENGTH, NUMBERS, RULES, STOPPED, WORK, Function, reference, write_task, write_tasks
 from peft import LoraConfig, get_peft_model
 from tiny_models import CHATML, save_folder
 
@@ -23,6 +23,7 @@ from anchored.evaluate import statistics
 from anchored.evaluate.benchmark import Examinee
 from anchored.evaluate.harness import Harness
 from anchored.evaluate.likelihoods import Likelihoods
+from anchored.evaluate.questions import Questions
 from anchored.evaluate.settings import EvaluateSettings
 from anchored.evaluate.stage import Checkpoint, evaluate
 from anchored.llm.chat import Chat, Reply, Request
@@ -35,7 +36,7 @@ from anchored.pocket.world import policy_folder
 from anchored.progress import Silent
 from anchored.runs import Run, read_lines
 
-NAMES = (WORK, RULES, NUMBERS)
+NAMES = (WORK, STOPPED, RULES, NUMBERS)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,8 @@ def examined(one: Harness, chat: Chat, name: str = "start", folder: Path | None 
 def names_of(task: str) -> Iterator[tuple[str, str]]:
     """Each view of a task with lm-eval's name for it."""
     for view in {
-        WORK: ["exact_match,strict-match", "exact_match,flexible-extract"],
+        WORK: (exact := ["exact_match,strict-match", "exact_match,flexible-extract"]),
+        STOPPED: exact,
         NUMBERS: ["acc", "acc_norm"],
         RULES: [f"{level}_level_{kind}_acc" for kind in ("strict", "loose") for level in ("prompt", "inst")],
     }[task]:
@@ -160,6 +162,19 @@ def test_every_answer_and_grade_is_lm_evals_own(theirs: dict[str, Any], run: Run
     assert (
         exported["results"][RULES]["inst_level_loose_acc,none"] == theirs["results"][RULES]["inst_level_loose_acc,none"]
     )
+
+
+def test_the_model_stops_where_a_task_says(run: Run) -> None:
+    with ReplyStore(run.replies) as store:
+        rows = store._reader.execute(
+            "select reply, raw, request from replies where request like '%, carry%'"
+        ).fetchall()
+    stopped = 0
+    for reply, raw, request in rows:
+        past = json.loads(raw)["text"].removeprefix(json.loads(reply)["text"])
+        stopped += any(past.startswith(stop) for stop in json.loads(request)["stop"])
+        assert len(past) < 12  # nothing is written past the token that ends it
+    assert (len(rows), stopped) == (4, 3)
 
 
 def test_likelihoods_are_lm_evals_own(theirs: dict[str, Any], run: Run) -> None:
@@ -295,6 +310,31 @@ def test_a_group_may_mix_texts_and_likelihoods(tmp_path: Path) -> None:
     views = {view.name: {name.partition("/")[0] for name in view.left_out} for view in one.views}
     assert views == {"acc": {WORK}, "exact_match,flexible-extract": {LARGEST}, "exact_match,strict-match": {LARGEST}}
     assert {row.answer for name, row in rows.items() if name.startswith(WORK)} == {"Answer: 1"}
+
+
+def test_a_question_is_known_by_its_document_whatever_the_prompt(tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path / "tasks")
+    filtered = {"function": "take_first"}
+    write_task(
+        tasks,
+        "thoughtful",
+        dataset_kwargs={"data_files": {"test": str(tasks / "held-out-12.jsonl")}},
+        doc_to_text="Q: {{question}}\n\nA: Let's think step by step.",
+        training_split=None,
+        fewshot_split=None,
+        filter_list=[{"name": "other", "filter": [filtered]}],
+    )
+    asked = (tasks / "held-out-12.jsonl").read_text().splitlines()
+    (tmp_path / "mine.jsonl").write_text("\n".join([*asked[:3], '{"question": "Another?", "answer": "yes"}']))
+    ours, theirs = benchmark(tasks, WORK), benchmark(tasks, "thoughtful")
+    for one in (ours, theirs):
+        examined(one, Scripted())
+    mine = Questions(tmp_path / "mine.jsonl")
+    known = {one.name: [item.known_by for item in one.items()] for one in (ours, theirs, mine)}
+    assert not {item.asked for item in ours.items()} & {item.asked for item in theirs.items()}
+    assert all(one & other for one, other in zip(known[WORK], known["thoughtful"], strict=True))
+    assert not any(one & other for place, one in enumerate(known[WORK]) for other in known["thoughtful"][:place])
+    assert [any(one & other for other in known[WORK]) for one in known["mine"]] == [True] * 3 + [False]
 
 
 def test_a_limit_is_of_all_tasks_together(tasks: Path) -> None:

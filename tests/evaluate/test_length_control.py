@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,23 @@ def test_a_refit_is_a_fit_to_the_rows_that_were_drawn() -> None:
         drawn = np.repeat(np.arange(150), draws[k])
         literal = JudgedRows(judged.preference[drawn], judged.gap[drawn], judged.difficulty[drawn])
         assert got[k] == pytest.approx(length_controlled(literal, extra, 2.8).win_rate, abs=1e-6)
+
+
+def test_regression_data_come_and_go_with_their_instruction() -> None:
+    judged, extra = rows(), gamed()
+    # the model has answers to instructions 30 to 179, and the regression data are of 0 to 149, with some left out
+    answered = replace(judged, instruction=np.arange(30, 180))
+    of = np.random.default_rng(3).permutation(len(extra.std_gap)) % 150
+    known = replace(extra, instruction=of)
+    draws = statistics.draws(150, 70, 5)
+    got = refit(answered, known, 2.8, draws)
+    for k in (0, 63, 64, 69):
+        drawn = np.repeat(np.arange(150), draws[k])
+        literal = JudgedRows(judged.preference[drawn], judged.gap[drawn], judged.difficulty[drawn])
+        kept = np.concatenate([np.flatnonzero(of < 30), *(np.flatnonzero(of == 30 + place) for place in drawn)])
+        going = GamedRows(extra.preference[kept], extra.std_gap[kept], extra.difficulty[kept])
+        assert got[k] == pytest.approx(length_controlled(literal, going, 2.8).win_rate, abs=1e-6)
+    assert not np.allclose(got, refit(answered, extra, 2.8, draws), atol=1e-3)
 
 
 def test_rows_of_one_instruction_weigh_as_one_and_go_together() -> None:

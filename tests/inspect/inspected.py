@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from commands import ENVIRONMENT, command
+from commands import ENVIRONMENT, STUCK_SECONDS, command
 
 from anchored.decisions import DecisionFile
 from anchored.inspect.rows import load_rows
@@ -45,7 +45,7 @@ class Served:
 
     def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Replied:
         """A request with exactly these headers beside those of the protocol."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_port, timeout=60)
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         reply = connection.getresponse()
         found = Replied(reply.status, dict(reply.getheaders()), reply.read())
@@ -92,7 +92,7 @@ class Running:
 
     def ask(self, path: str, body: object = None) -> object:
         host, token = self.said[1].removeprefix("http://").split("/#")
-        connection = http.client.HTTPConnection(host, timeout=20)
+        connection = http.client.HTTPConnection(host, timeout=60)
         headers = {"X-Anchored-Token": token, "Content-Type": "application/json"}
         connection.request("GET" if body is None else "POST", path, body and json.dumps(body), headers)
         reply = connection.getresponse()
@@ -101,7 +101,7 @@ class Running:
 
     def end(self, by: int = signal.SIGINT) -> tuple[int, str, str]:
         self.process.send_signal(by)
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=STUCK_SECONDS)
         return self.process.returncode, out, err
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from batch_server import Answer, BatchServer, Fate, Made
-from commands import ENVIRONMENT, POCKET, Finished, anchored_killed, command
+from commands import ENVIRONMENT, POCKET, STUCK_SECONDS, Finished, anchored_killed, command
 from fault_server import Act, completion, fails, hangs
 
 from anchored import cli
@@ -187,7 +187,7 @@ def test_interrupted_it_says_what_goes_on_and_a_live_run_takes_it_over(
         while process.poll() is None and server.calls["look"] < 3:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=STUCK_SECONDS)
     assert process.returncode == 3
     assert f"1 batch goes on at pocket-teacher at {server.base_url} ({ROWS} requests); the same command collects" in out
     assert "interrupted; the same command goes on from here" in err

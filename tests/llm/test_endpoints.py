@@ -10,7 +10,9 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import pytest
-from fault_server import FaultServer, answers_together, fails, hangs_up, says
+from aiohttp import web
+from commands import STUCK_SECONDS
+from fault_server import Act, FaultServer, answers_together, fails, hangs_up, says
 
 from anchored.errors import BudgetReached, ModelError, ReplyError, Stopped
 from anchored.llm.ask import ask_all
@@ -73,8 +75,20 @@ def test_the_store_is_the_same_for_all() -> None:
 
 
 def test_the_faster_an_endpoint_is_the_more_it_gets(servers: list[FaultServer]) -> None:
-    for server, seconds in zip(servers, (0.02, 0.1, 0.5), strict=True):
-        server.always = says("fine", after=seconds)
+    first = servers[0]
+
+    def slower(times: int) -> Act:
+        """Answers when the first was asked so often meanwhile, or there is nothing left to ask."""
+
+        async def act(request: web.Request) -> web.StreamResponse:
+            until = len(first.seen) + times
+            while len(first.seen) < until and sum(len(server.seen) for server in servers) < 300:
+                await asyncio.sleep(0.001)
+            return await says("fine")(request)
+
+        return act
+
+    servers[1].always, servers[2].always = slower(8), slower(40)
     replies = use(servers, lambda chat: ask_all(chat, requests(300)), concurrency=4)
     assert texts(replies) == {"fine": 300}
     fast, middle, slow = (len(server.seen) for server in servers)
@@ -207,6 +221,6 @@ asyncio.run(main())
 def test_as_many_connections_as_set_may_be_open(servers: list[FaultServer]) -> None:
     servers[0].always = answers_together(servers[0], 200, says("fine"))
     command = [sys.executable, "-c", FEW_FILES, servers[0].base_url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=STUCK_SECONDS, check=False)
     assert done.stdout.strip() == "400", done.stderr
     assert servers[0].most_in_flight == 200

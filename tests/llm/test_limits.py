@@ -105,7 +105,7 @@ def test_a_pause_holds_newcomers_and_renewals_and_the_longest_counts() -> None:
         assert early.inside
         await cancel([early, late])
 
-    asyncio.run(main())
+    virtual_time.run(main())
 
 
 def test_the_limit_shrinks_once_for_what_was_in_flight_together_and_grows_back() -> None:

@@ -405,8 +405,7 @@ def test_money_that_could_not_be_kept_is_kept_later(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_counts_what_was_in_flight(server: FaultServer, tmp_path: Path) -> None:
-    server.script = [says("no revision")] * 3
-    server.always = hangs()
+    server.script = [says("no revision")] * 3 + [hangs()] * 6
     recipe = (
         *("create.prompts.take=8", "create.prompts.held_out=1", "create.sample.batch_size=16"),
         *("create.reviser.serve=null", f"create.reviser.base_url={server.base_url}", "create.reviser.key_env=null"),

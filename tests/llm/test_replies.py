@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import STUCK_SECONDS
 
 from anchored.errors import DataError, ReplyError
 from anchored.llm.ask import ask_all
@@ -156,15 +158,19 @@ def test_a_shared_call_goes_on_while_anyone_waits_and_ends_with_the_last(path: P
             raise
         return text
 
+    chat = CountingChat(answer)
+
     async def main() -> None:
         with ReplyStore(path) as store:
-            remembered = store.remember(CountingChat(answer))
+            remembered = store.remember(chat)
             first, second = (asyncio.create_task(remembered.reply(a_request("shared"))) for _ in range(2))
             alone = asyncio.create_task(remembered.reply(a_request("alone")))
-            await asyncio.sleep(0.01)
+            while len(chat.asked) < 2:
+                await asyncio.sleep(0.001)
             first.cancel()
             alone.cancel()
-            await asyncio.sleep(0.01)
+            while not cancelled:
+                await asyncio.sleep(0.001)
             proceed.set()
             assert (await second).text == "shared"
             assert cancelled == ["alone"]
@@ -225,7 +231,7 @@ def test_a_kill_loses_nothing_that_anyone_was_given(path: Path, replies_before_t
 def test_several_processes_make_and_fill_one_store(path: Path) -> None:
     writers = [start_writer(path, 100 * number, 100 * number + 300) for number in range(4)]
     for writer in writers:
-        _, errors = writer.communicate(timeout=60)
+        _, errors = writer.communicate(timeout=STUCK_SECONDS)
         assert writer.returncode == 0, errors
     with ReplyStore(path) as store:
         assert store.count() == 600
@@ -272,7 +278,7 @@ def test_many_replies_of_megabytes_are_written_one_at_a_time(path: Path) -> None
 def test_a_damaged_store_is_refused(path: Path) -> None:
     fill(path)
     content = bytearray(path.read_bytes())
-    content[5000:-5000] = os.urandom(len(content) - 10_000)
+    content[5000:-5000] = random.Random(0).randbytes(len(content) - 10_000)
     path.write_bytes(content)
     assert_refused(path, r"damaged .*move it aside.*merge-replies saved\.sqlite")
 
@@ -352,7 +358,7 @@ with ReplyStore(sys.argv[1]) as store:
 def fill_up(path: Path, most_bytes: int) -> None:
     """Fill the store to the brim in a process of its own; what was given out must be there afterwards."""
     command = [sys.executable, "-c", FILLER, str(path), str(most_bytes)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=STUCK_SECONDS, check=False)
     message, counts = done.stdout.splitlines()
     assert message.startswith(f"{path}: the disk takes no more (")
     assert "make room, then the same command goes on" in message

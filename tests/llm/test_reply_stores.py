@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -13,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from commands import anchored
+from commands import STUCK_SECONDS, anchored
 
 from anchored.errors import DataError
 from anchored.llm.chat import Reply, Request, Usage
@@ -86,7 +87,7 @@ def test_several_processes_may_open_an_old_store_at_once(old: Path) -> None:
     command = [sys.executable, "-c", UPGRADE, str(old)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for process in processes:
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=STUCK_SECONDS)
         assert out.strip() == "40", errors
 
 
@@ -182,7 +183,7 @@ def test_the_command_merges_runs_and_files(tmp_path: Path) -> None:
 
 def _torn(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[60_000:90_000] = os.urandom(30_000)
+    content[60_000:90_000] = random.Random(0).randbytes(30_000)
     path.write_bytes(content)
 
 

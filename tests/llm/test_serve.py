@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -211,15 +212,20 @@ def test_a_server_that_dies_at_its_start_is_quoted(served: Served) -> None:
 
 
 def test_a_server_that_never_gets_ready_is_told_of_and_ended(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "_NOTE_SECONDS", 0.4)
-    hanging = replace(served, environment={"MODE": "hangs"}, start_seconds=1.0)
-    notes: list[str] = []
-    with pytest.raises(ModelError):
-        asyncio.run(serve.start(hanging, notes.append))
-    assert any("small: vllm is still starting after" in note and "GET /health" in note for note in notes)
-    message = fails(hanging)
-    assert "was not ready after 1 s" in message
-    assert "serve_seconds" in message
+    monkeypatch.setattr(serve, "_NOTE_SECONDS", 0.1)
+    hanging = replace(served, environment={"MODE": "hangs"})
+
+    class Heard(Exception):
+        """What it says of itself is passed on."""
+
+    def note(text: str) -> None:
+        if "small: vllm is still starting after" in text and "GET /health" in text:
+            raise Heard
+
+    with pytest.raises(Heard):
+        asyncio.run(serve.start(hanging, note))
+    message = fails(replace(hanging, start_seconds=0.5))
+    assert re.search(r"was not ready after \d+ s; raise serve_seconds", message)
 
 
 def test_a_server_that_answers_no_question_is_found_out_at_its_start(served: Served) -> None:
@@ -243,9 +249,9 @@ def test_a_server_that_ends_in_the_middle_stops_everything_at_once(served: Serve
     async def work(chat: ServedChat) -> None:
         await chat.reply(a_request())
         with pytest.raises(Stopped, match="in the middle of the work"):
-            await asyncio.wait_for(chat.reply(a_request("end")), 10)
+            await asyncio.wait_for(chat.reply(a_request("end")), 60)
         with pytest.raises(Stopped, match="exit code 7"):
-            await asyncio.wait_for(chat.reply(a_request()), 10)
+            await asyncio.wait_for(chat.reply(a_request()), 60)
 
     use(served, work)
     assert not processes.having(str(served.options["mark"]))
@@ -256,7 +262,7 @@ def test_a_keeper_that_is_killed_takes_the_server_with_it(served: Served) -> Non
         await chat.reply(a_request())
         assert chat._server
         os.kill(chat._server._process.pid, signal.SIGKILL)
-        await asyncio.wait_for(chat._server.ended, 10)
+        await asyncio.wait_for(chat._server.ended, 60)
         with pytest.raises(Stopped):
             await chat.reply(a_request())
         assert processes.all_gone(str(served.options["mark"]))
@@ -308,7 +314,7 @@ def test_a_server_does_not_outlive_the_process_that_wanted_it(tmp_path: Path, by
         # itself, keeper, server, and what the server started
         assert len(processes.having(str(place))) == 4
         owner.send_signal(by)
-        owner.wait(20)
+        owner.wait(60)
     assert processes.all_gone(str(place))
 
 

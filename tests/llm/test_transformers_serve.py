@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import processes
@@ -29,6 +30,8 @@ class Seen:
     """Samples 0 and 1 of each question."""
     again: list[list[Reply]]
     in_process: list[Reply]
+    stopped: Reply
+    """The first question's greedy answer, with its middle as a stop string."""
     log: str
 
 
@@ -55,8 +58,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
         try:
             greedy = [Request(question, temperature=0, max_tokens=24) for question in QUESTIONS]
+            answers = await asyncio.gather(*map(chat.reply, greedy))
             return Seen(
-                greedy=await asyncio.gather(*map(chat.reply, greedy)),
+                greedy=answers,
+                stopped=await chat.reply(replace(greedy[0], stop=(middle(answers[0].text),))),
                 drawn=await samples(),
                 again=await samples(),
                 in_process=await asyncio.gather(*map(local.reply, greedy)),
@@ -71,9 +76,21 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     return found
 
 
+def middle(text: str) -> str:
+    """Some plain letters of a text."""
+    return max(re.findall("[a-z ]{2,4}", text[4:-4]), key=len)
+
+
 def test_temperature_0_is_greedy_as_in_this_process(seen: Seen) -> None:
     assert [reply.text for reply in seen.greedy] == [reply.text for reply in seen.in_process]
     assert {reply.model for reply in seen.greedy} == {"tiny"}
+
+
+def test_a_stop_string_ends_an_answer_before_it(seen: Seen) -> None:
+    [whole, *_] = seen.greedy
+    assert seen.stopped.text == whole.text.partition(middle(whole.text))[0]
+    assert seen.stopped.usage.completion_tokens < whole.usage.completion_tokens
+    assert seen.stopped.finish_reason == "stop"
 
 
 def test_samples_are_drawn_and_differ_by_index(seen: Seen) -> None:

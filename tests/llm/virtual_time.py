@@ -33,7 +33,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 class Leaps:
-    """A loop whose clock is the machine's, until `leap` puts it an hour forward; from any thread."""
+    """A loop whose clock is the machine's, until `leap` puts it forward, an hour by itself; from any thread."""
 
     def __init__(self) -> None:
         self._loop = _Leaping()
@@ -43,8 +43,8 @@ class Leaps:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             return runner.run(work)
 
-    def leap(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.leap)
+    def leap(self, seconds: float = 3600) -> None:
+        self._loop.call_soon_threadsafe(self._loop.leap, seconds)
 
 
 class _Leaping(asyncio.SelectorEventLoop):
@@ -53,5 +53,5 @@ class _Leaping(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return super().time() + self.ahead
 
-    def leap(self) -> None:
-        self.ahead += 3600
+    def leap(self, seconds: float) -> None:
+        self.ahead += seconds

@@ -16,10 +16,14 @@ from anchored.report.stage import report
 
 CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {0x7F: "␡"}
 # Playwright's own waiting needs eval, which the page forbids
-UNTIL_NARROW = """() => new Promise((done, fail) => {
-    const began = performance.now(), curve = document.querySelector('#train-loss .main-svg');
-    const look = () => curve.getBoundingClientRect().width < 390 ? done()
-        : performance.now() - began > 20000 ? fail(new Error('the curve keeps its width'))
+UNTIL_FOLLOWED = """(scheme) => new Promise((done, fail) => {
+    const began = performance.now(), curves = [...document.querySelectorAll('.chart .main-svg')];
+    const narrow = () => curves.every((curve) => curve.getBoundingClientRect().width < 390);
+    const ink = () => getComputedStyle(document.querySelector('#train-loss .xtick text')).fill;
+    const coloured = () => matchMedia(`(prefers-color-scheme: ${scheme})`).matches
+        && ink() === getComputedStyle(document.body).color;
+    const look = () => narrow() && coloured() ? done()
+        : performance.now() - began > 60000 ? fail(new Error(narrow() ? 'colours stay' : 'widths stay'))
         : requestAnimationFrame(look);
     look();
 })"""
@@ -226,7 +230,7 @@ def test_the_page_fits_a_phone_in_both_colours(opened: Opened, scheme: str) -> N
     page = opened.page
     page.set_viewport_size({"width": 390, "height": 844})
     page.emulate_media(color_scheme=scheme)
-    page.evaluate(UNTIL_NARROW)
+    page.evaluate(UNTIL_FOLLOWED, scheme)
     wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     # the curves follow the page when the colours change under an open one
