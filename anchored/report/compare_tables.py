@@ -246,7 +246,8 @@ def conclusion(field: Field) -> str:
         if pair.better == 0 and field.rows[pair.worse].name not in level:
             found.setdefault(verdict(pair.holds, pair.holds_among_all), []).append(field.rows[pair.worse].name)
     told = "; ".join(f"{answer}, against {several(names)}" for answer, names in found.items())
-    return f"{several(level)} {'gains' if len(level) == 1 else 'gain'} most. More than chance? {told[:1].upper()}{told[1:]}."
+    gains = "gains" if len(level) == 1 else "gain"
+    return f"{several(level)} {gains} most. More than chance? {told[:1].upper()}{told[1:]}."
 
 
 def field_label(field: Field, sheets: Sequence[Sheet]) -> str:
