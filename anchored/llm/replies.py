@@ -13,7 +13,8 @@ import json
 import shlex
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -48,6 +49,8 @@ COLUMNS = "key, model, request, reply, raw, created, open_key, max_tokens"
 _INSERT = f"insert into main.replies ({COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing"
 _SPEND = "insert into spending values (?, ?, ?, ?)"
 _IS_JSON = "(json_valid(request) and json_valid(reply) and json_valid(raw))"
+StoredRow = tuple[str | int, ...]
+"""The cells of a row, in the order of `COLUMNS`."""
 _LATER = {"top_logprobs", "logprobs", "stop"}
 """Fields that requests and replies did not have at first."""
 OTHER_PROCESS_SECONDS = 60.0
@@ -133,8 +136,11 @@ class ReplyStore:
 
         The first reply to a request stays.
         """
+        self.put_rows((stored_row(entry) for entry in entries), spendings)  # one at a time: a reply may be megabytes
+
+    def put_rows(self, rows: Iterable[StoredRow], spendings: Sequence[Spending] = ()) -> None:
+        """The same with replies as they are stored, here or on another machine."""
         now = _now()
-        rows = (_row(entry, now) for entry in entries)  # one at a time: a reply may be megabytes
         with self._writing, self._named_errors(), self._transaction():
             self._writer.executemany(_INSERT, rows)
             self._writer.executemany(_SPEND, [_spent_row(spending, now) for spending in spendings])
@@ -156,15 +162,38 @@ class ReplyStore:
 
     async def keep(self, entries: Sequence[Entry], purse: Purse | None = None) -> None:
         """Keep replies, and what `purse` has spent since the last time; they are on the disk when this returns."""
+        await self._keep(lambda spendings: self.put(entries, spendings), bool(entries), purse)
+
+    async def keep_rows(self, rows: Sequence[StoredRow], purse: Purse | None = None) -> None:
+        """The same with replies as they are stored."""
+        await self._keep(lambda spendings: self.put_rows(rows, spendings), bool(rows), purse)
+
+    async def _keep(self, put: Callable[[list[Spending]], None], has_replies: bool, purse: Purse | None) -> None:
         spendings = purse.take_unlisted() if purse else []
-        if not entries and not spendings:
+        if not has_replies and not spendings:
             return
         try:
-            await asyncio.to_thread(self.put, entries, spendings)
+            await asyncio.to_thread(put, spendings)
         except Exception:
             if purse:
                 purse.list_again(spendings)
             raise
+
+    def keys(self, most: int) -> list[str]:
+        """The keys of the oldest replies."""
+        with self._named_errors():
+            return [key for (key,) in self._reader.execute("select key from replies order by rowid limit ?", (most,))]
+
+    def rows(self, keys: Sequence[str]) -> list[StoredRow]:
+        """The replies with these keys as they are stored, for `put_rows` of another store."""
+        with self._named_errors():
+            select = f"select {COLUMNS} from replies where key = ?"
+            return [row for key in keys for row in self._reader.execute(select, (key,))]
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Let go of replies that another store has."""
+        with self._writing, self._named_errors(), self._transaction():
+            self._writer.executemany("delete from replies where key = ?", [(key,) for key in keys])
 
     def spent(self) -> list[Spending]:
         """What was spent on this store's own requests, summed up by model and basis."""
@@ -252,10 +281,22 @@ class ReplyStore:
         connection = sqlite3.connect(
             self.path, timeout=OTHER_PROCESS_SECONDS, isolation_level=None, check_same_thread=False
         )
-        connection.execute("pragma journal_mode = wal")
+        self._use_log(connection)
         connection.execute("pragma synchronous = full")
         connection.create_function("open_key", 2, _open_key_of_row, deterministic=True)
         return connection
+
+    def _use_log(self, connection: sqlite3.Connection) -> None:
+        """Turn SQLite's write-ahead log on, for which it does not wait where another process does so at this moment."""
+        ends = time.monotonic() + OTHER_PROCESS_SECONDS
+        while True:
+            try:
+                connection.execute("pragma journal_mode = wal")
+                return
+            except sqlite3.OperationalError as error:
+                if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > ends:
+                    raise
+                time.sleep(0.01)
 
     def _prepare(self) -> None:
         """Make the tables in a new file, bring an older one up to date, refuse a file of another kind."""
@@ -435,7 +476,8 @@ class _Call:
                 self.task.cancel()
 
 
-def _row(entry: Entry, created: str) -> tuple[str | int, ...]:
+def stored_row(entry: Entry) -> StoredRow:
+    """A reply as it is stored, now."""
     reply = _fields(entry.reply)
     raw = reply.pop("raw")
     return (
@@ -444,7 +486,7 @@ def _row(entry: Entry, created: str) -> tuple[str | int, ...]:
         json.dumps(entry.request, default=_fields),
         json.dumps(reply, default=_fields),
         json.dumps(raw),
-        created,
+        _now(),
         _open_key(entry.fingerprint, entry.request),
         entry.request.max_tokens,
     )
@@ -458,7 +500,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _whole_row(cells: tuple[bytes, ...]) -> tuple[str | int, ...]:
+def _whole_row(cells: tuple[bytes, ...]) -> StoredRow:
     """A row of a damaged store with what is made of it; raises where it is not what was written."""
     row = tuple(cell.decode() for cell in cells)
     key, model, text, reply, raw, _ = row
