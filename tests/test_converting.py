@@ -201,6 +201,8 @@ def test_every_row_is_written_or_told_with_its_reason(tmp_path: Path) -> None:
     assert "2 identical, the first: in.jsonl line 2: chosen and rejected are the same text" in said.out
     assert "2 malformed, the first: in.jsonl line 4" not in said.out
     assert "2 malformed, the first: in.jsonl line 3" in said.out
+    one = anchored("convert", write_jsonl(tmp_path / "one.jsonl", STRINGS, same), tmp_path / "third.jsonl")
+    assert one.out.count("chosen and rejected are the same text") == 1
 
 
 def unpaired(prompt: str, completion: str, label: bool, **more: Any) -> dict[str, Any]:

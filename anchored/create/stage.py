@@ -91,11 +91,11 @@ async def create(
             await maker.make(prompts, training, held_out)
             if not training.pairs:
                 raise _NoPair
+    if not training.pairs:
+        raise DataError(_no_pairs(run.refused, training))
     _note_what_failed((training, held_out), progress)
     for what, count in maker.noticed.items():
         progress.note(f"create: {NOTICED[what]} in {count} of the pairs that were kept; their detail says so")
-    if not training.pairs:
-        raise DataError(_no_pairs(run.refused, training))
     if settings.target is not None and training.pairs < settings.target:
         progress.note(f"create: {training.pairs} pairs of all {len(prompts.prompts)} prompts, not {settings.target}")
     summary = CreateSummary(
@@ -261,7 +261,7 @@ _ADVICE = {
     Outcome.EMPTY: "see whether the model answers at all",
     Outcome.REFUSAL: "the teacher will not work on these prompts",
     Outcome.IDENTICAL_SAMPLES: "raise the temperature of who answers",
-    Outcome.ENDPOINT_ERROR: "see what the endpoint says",
+    Outcome.ENDPOINT_ERROR: "see what the endpoint says, and the same command asks again",
     Outcome.LENGTH_RATIO: "widen the length_ratio of create.filters, or use another teacher",
     Outcome.LEAK: "take leak out of create.filters, or use another teacher",
     Outcome.CONTRAST: "widen the band of jaccard or edit_share in create.filters",

@@ -42,8 +42,8 @@ class Refusals:
         return f"{source}: {refused} of {kept + refused} rows refused {self._reasons()}"
 
     def examples_told(self) -> Iterator[str]:
-        """A line for each outcome, the most frequent first."""
-        for outcome, count in self.counts.most_common():
+        """A line for each outcome where there are several, the most frequent first; `told` has the only one's."""
+        for outcome, count in self.counts.most_common() if len(self.counts) > 1 else ():
             yield f"{count} {outcome}, the first: {self.examples[outcome]}"
 
     def nothing_usable(self, source: str | Path, thing: str) -> DataError:

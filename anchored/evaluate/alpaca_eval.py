@@ -154,7 +154,8 @@ class AlpacaEval(Benchmark):
         judgement = verdict.reply.text if verdict.reply else ""
         raw = {"read_by": verdict.read_by, "completion": raw_completion(verdict.reply)}
         if verdict.preference is None:
-            return Grade(None, "; ".join([*notes, verdict.note]), judgement, (*found, NO_VERDICT), raw)
+            notes.append(verdict.note)
+            return Grade(None, "; ".join(notes), judgement, (*found, NO_VERDICT), raw, no_reply=verdict.no_reply)
         won = verdict.preference - 1
         half = verdict.preference == TIE
         grades = {WIN_RATE: won, DISCRETE: 0.5 if half else float(verdict.preference > TIE)}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from anchored.errors import EvaluationError, ReplyError
+from anchored.errors import EvaluationError, NoReply, ReplyError
 from anchored.evaluate.alpaca_files import AlpacaData, Annotation, Instruction, Outputs
 from anchored.evaluate.benchmark import SPEAKS_TO_JUDGE
 from anchored.evaluate.preference import FIRST, SECOND, TIE, for_the_second, from_logprobs, from_text, is_switched
@@ -57,6 +57,8 @@ class Verdict:
     note: str = ""
     """Why there is none."""
     reply: Reply | None = None
+    no_reply: bool = False
+    """Whether the judge's endpoint failed at it, which another time it may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class Frame:
                 try:
                     reply = await chat.reply(self.request(instruction, answer, index))
                 except ReplyError as error:
-                    verdict = Verdict(None, "", str(error))
+                    verdict = Verdict(None, "", str(error), no_reply=isinstance(error, NoReply))
                     break
                 verdict = self.read(reply, instruction)
                 if verdict.preference is not None:

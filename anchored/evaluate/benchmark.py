@@ -83,6 +83,8 @@ class Grade:
     """Kinds of things noticed, which are counted."""
     raw: Any = None
     """More that the benchmark keeps of the judge's reply, for its own files."""
+    no_reply: bool = False
+    """Whether the judge's endpoint failed at it, which another time it may not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from anchored.errors import EvaluationError, ReplyError
+from anchored.errors import EvaluationError, NoReply, ReplyError, Stopped
 from anchored.evaluate.benchmark import NO_VERDICT, Grade
 from anchored.evaluate.settings import GraderSettings
 from anchored.llm.ask import work_through
@@ -39,6 +39,8 @@ class Ruling(Generic[Verdict]):
     """Why there is no verdict."""
     refused: bool = False
     """Whether the endpoint gave no reply at all to this request."""
+    no_reply: bool = False
+    """Whether all attempts failed for want of the endpoint."""
     asked: int = 1
 
 
@@ -82,9 +84,20 @@ def grader(benchmark: str, settings: GraderSettings | None) -> GraderSettings:
 def check_failures(
     benchmark: str, judge: GraderSettings, grades: Sequence[Grade], section: str = "evaluate.judge"
 ) -> None:
-    """Raise EvaluationError where more are without a verdict than the judge's settings, in `section`, allow."""
+    """Raise EvaluationError where more are without a verdict than the judge's settings, in `section`, allow.
+
+    Stopped, where they would not be too many had the judge's endpoint replied each time: what it owes is asked again.
+    """
     failed = [grade for grade in grades if NO_VERDICT in grade.remarks]
-    if len(failed) > judge.most_failed * len(grades):
+    owed = [grade for grade in failed if grade.no_reply]
+    allowed = judge.most_failed * len(grades)
+    if len(failed) > allowed >= len(failed) - len(owed):
+        raise Stopped(
+            f"{benchmark}: {judge.model} gave no reply about {len(owed)} of {len(grades)} answers, and "
+            f"{section}.most_failed is {judge.most_failed:g}; the first: {owed[0].note}; "
+            "the same command asks about them again"
+        )
+    if len(failed) > allowed:
         said = " ".join(failed[0].judgement.split())[:100]
         first = f"{failed[0].note} ({said!r})" if said else failed[0].note
         raise EvaluationError(
@@ -100,7 +113,7 @@ async def _rule(judge: Chat, question: Question[Verdict], tries: int, reminder: 
         try:
             reply = await judge.reply(replace(request, index=index))
         except ReplyError as error:
-            return Ruling(None, text, str(error), refused=True, asked=index + 1)
+            return Ruling(None, text, str(error), True, isinstance(error, NoReply), index + 1)
         text = reply.text
         # what was cut may hold marks, and none of them is the verdict
         cut = reply.finish_reason in ("length", "content_filter")

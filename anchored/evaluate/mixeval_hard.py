@@ -121,7 +121,7 @@ class MixEvalHard(Benchmark):
             remarks.append(NO_VERDICT)
             notes.append(ruling.failure)
             if self._settings.without_verdict == "leave-out":
-                return Grade(None, "; ".join(notes), ruling.reply, tuple(remarks))
+                return Grade(None, "; ".join(notes), ruling.reply, tuple(remarks), no_reply=ruling.no_reply)
             remarks.append(AT_RANDOM)
             verdict = self._drawn(answer, row, ruling)
         value = verdict if isinstance(verdict, float) else float(verdict in row.target)

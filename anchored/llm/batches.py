@@ -212,6 +212,8 @@ class BatchChat:
                 self._mishaps.note(key, fault)
             if folder.is_new(path):
                 self._means.progress.note(_told(path, found))
+            if not (found.replies or found.faults):  # what it lacks would be asked live, and paid for
+                raise DataError(f"{path}: holds no result of this run's requests; name what came of its export")
 
     def _raise_if_hopeless(self, key: str) -> None:
         """A request that batches refused, or failed at too often, is not asked again before the stage is complete."""
@@ -529,5 +531,6 @@ def _told(path: Path, found: Counted) -> str:
     if found.foreign:
         parts.append(f"{found.foreign:,} results of requests that are not this run's")
     if found.unreadable:
-        parts.append(f"{found.unreadable:,} lines that are no results")
+        one = found.unreadable == 1
+        parts.append("1 line that is no result" if one else f"{found.unreadable:,} lines that are no results")
     return f"{path}: {', '.join(parts)}"

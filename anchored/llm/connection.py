@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ from urllib.parse import quote
 from anchored.errors import ModelError
 from anchored.llm.faults import Fault, fault_of_exception
 from anchored.llm.settings import EndpointSettings, is_loopback
+from anchored.runs import one_line
 
 if TYPE_CHECKING:
     from openai import HttpxBinaryResponseContent, Omit
@@ -47,7 +49,7 @@ class Connection:
             max_retries=0,
             timeout=openai.Timeout(settings.timeout_seconds, connect=min(CONNECT_SECONDS, settings.timeout_seconds)),
             # a proxy of the environment cannot reach a server on this machine
-            http_client=openai.DefaultAioHttpClient(trust_env=not is_loopback(self.base_url)),
+            http_client=openai.DefaultAioHttpClient(trust_env=not is_loopback(self.base_url), verify=_trusted()),
         )
         key = self.client.api_key
         self.secret = json.dumps(key)[1:-1].encode() if len(key) >= SHORTEST_SECRET else b""
@@ -139,6 +141,17 @@ class Connection:
         if not (key.isascii() and key.isprintable()):
             raise ModelError(f"the environment variable {variable} holds what cannot be a key; set it again")
         return key or NO_KEY
+
+
+def _trusted() -> ssl.SSLContext | bool:
+    """Whose certificates are believed: those that the environment names, else the usual ones."""
+    file, folder = (os.environ.get(name) or None for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
+    if not (file or folder):
+        return True
+    try:
+        return ssl.create_default_context(cafile=file, capath=folder)
+    except OSError as error:
+        raise ModelError(f"SSL_CERT_FILE is {file!r}, which holds no certificates ({one_line(error)})") from None
 
 
 def backoff(failures: int) -> float:

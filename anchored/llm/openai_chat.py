@@ -263,6 +263,12 @@ class OpenAIChat:
         return seconds
 
     def _give_up(self, fault: Fault, tries: _Tries) -> NoReturn:
+        if "CERTIFICATE_VERIFY_FAILED" in fault.reason:
+            self._end(
+                ModelError,
+                f"the certificate of {self.base_url} is not trusted ({fault.reason}); name a file with the one that "
+                "vouches for it in the environment variable SSL_CERT_FILE",
+            )
         if fault.follows == "unreachable" and not self._reached:
             self._end(
                 ModelError,

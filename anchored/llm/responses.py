@@ -144,6 +144,8 @@ def _likeliest(place: Any) -> dict[str, float]:
     found: dict[str, float] = {}
     for one in told if isinstance(told, list) else []:
         token, value = (one.get("token"), one.get("logprob")) if isinstance(one, dict) else (None, None)
+        if isinstance(value, float) and math.isnan(value):
+            return {}  # what stands beside it came of the same arithmetic
         if isinstance(token, str) and isinstance(value, int | float) and math.isfinite(value):
             # several byte sequences that are no text may look the same
             found[_valid(token)] = max(float(value), found.get(_valid(token), -math.inf))

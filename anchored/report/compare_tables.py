@@ -236,12 +236,18 @@ def difference_table(field: Field, sheets: Sequence[Sheet]) -> Table:
 
 def conclusion(field: Field) -> str:
     """In a sentence, what the row that gains most may be said to be better than."""
+    level = [
+        row.name for row, gain in zip(field.rows, field.improvements, strict=True) if gain == field.improvements[0]
+    ]
+    if len(level) == len(field.rows):
+        return f"{several(level)} gain the same."
     found: dict[str, list[str]] = {}
     for pair in field.pairs:
-        if pair.better == 0:
+        if pair.better == 0 and field.rows[pair.worse].name not in level:
             found.setdefault(verdict(pair.holds, pair.holds_among_all), []).append(field.rows[pair.worse].name)
     told = "; ".join(f"{answer}, against {several(names)}" for answer, names in found.items())
-    return f"{field.rows[0].name} gains most. More than chance? {told[:1].upper()}{told[1:]}."
+    gains = "gains" if len(level) == 1 else "gain"
+    return f"{several(level)} {gains} most. More than chance? {told[:1].upper()}{told[1:]}."
 
 
 def field_label(field: Field, sheets: Sequence[Sheet]) -> str:

@@ -205,6 +205,18 @@ def test_no_pair_at_all_is_an_error_that_says_where_the_rows_went(tmp_path: Path
     assert not (tmp_path / "pairs.parquet").exists()
 
 
+def test_without_any_reply_the_same_command_asks_again_and_the_reason_is_told_once(tmp_path: Path) -> None:
+    def fail(_: Request) -> str:
+        raise ReplyError("teacher at http://there refused the request (400: no)")
+
+    heard = Heard()
+    with pytest.raises(DataError, match=r"2 endpoint_error.*the same command asks again.*refused the request"):
+        make(tmp_path, prompts("a", "b"), settings(), Scripted("policy", answer_of), Scripted("teacher", fail), heard)
+    assert heard.notes == []
+    again = make(tmp_path, prompts("a", "b"), settings(), Scripted("policy", answer_of), Scripted("teacher", revise))
+    assert again.pairs == 2
+
+
 def sometimes_good(request: Request) -> str:
     """Two of three revisions pass."""
     number = int(student_of(request).split()[4])

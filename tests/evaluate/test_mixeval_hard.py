@@ -223,6 +223,25 @@ def test_a_request_that_the_endpoint_refuses_is_counted(tmp_path: Path, clone: P
     assert summary["remarks"][NAME]["start"] == {"without a verdict": 1}
 
 
+def test_what_the_judges_endpoint_owes_is_a_clean_stop_and_asked_again(
+    tmp_path: Path, clone: Path, server: FaultServer
+) -> None:
+    fine, down = rules(fair), True
+
+    async def act(request: Any) -> Any:
+        body = await request.json()
+        return await (fails(500) if down and "legs" in body["messages"][0]["content"] else fine)(request)
+
+    server.always = act
+    how = {"judge__most_failed": 0.05, "judge__retries": 0}
+    with pytest.raises(Stopped, match=r"gave no reply about 1 of 8 answers.* the same command asks about them again"):
+        run_stage(tmp_path / "run", settings(clone, server.base_url, **how), {"start": good})
+    asked, down = len(server.seen), False
+    run_stage(tmp_path / "run", settings(clone, server.base_url, **how), {"start": good})
+    assert len(server.seen) == asked + 1
+    assert scores(tmp_path / "run")["start", "official", None]["n"] == 8
+
+
 def test_the_official_behaviour_grades_at_random_by_seed_and_says_so(
     tmp_path: Path, clone: Path, server: FaultServer
 ) -> None:

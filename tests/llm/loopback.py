@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from typing import Self
 
@@ -13,6 +14,7 @@ class Loopback:
     """Serves what `application` makes; `base_url` is known once the block begins."""
 
     base_url: str = ""
+    tls: ssl.SSLContext | None = None
 
     def application(self) -> web.Application:
         """What is served, made in the server's thread."""
@@ -33,9 +35,9 @@ class Loopback:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         runner = web.AppRunner(self.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self.tls).start()
         host, port = runner.addresses[0]
-        self.base_url = f"http://{host}:{port}/v1"
+        self.base_url = f"{'https' if self.tls else 'http'}://{host}:{port}/v1"
         ready.set()
         await self._end.wait()
         await runner.cleanup()

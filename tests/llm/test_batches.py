@@ -726,8 +726,21 @@ def test_an_export_run_elsewhere_is_taken_back_without_an_endpoint(server: Batch
     assert texts(found) == ["APE", "ReplyError", *UPPER[2:]]
     assert heard.notes == [
         f"{results}: 5 replies, 1 requests without one (the first: 400: too long), 1 results of requests that are not "
-        "this run's, 1 lines that are no results"
+        "this run's, 1 line that is no result"
     ]
+    assert not server.calls
+
+
+@pytest.mark.parametrize("content", ["", "no JSON\n", '{"custom_id": "row-1", "response": {"status_code": 200}}\n'])
+def test_a_file_without_a_result_of_the_run_is_refused_before_anything_is_asked_live(
+    server: BatchServer, tmp_path: Path, content: str
+) -> None:
+    with pytest.raises(Stopped):
+        ask(server, tmp_path, way="export")
+    results = tmp_path / "OUT.jsonl"
+    results.write_text(content)
+    with pytest.raises(DataError, match=r"OUT\.jsonl: holds no result of this run's requests"):
+        ask(server, tmp_path, way="live", imports=[results])
     assert not server.calls
 
 

@@ -4,13 +4,17 @@ import asyncio
 import io
 import json
 import logging
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -582,3 +586,26 @@ def test_rows_that_an_endpoint_minds_stop_nothing(server: FaultServer, answered_
         return [type(one).__name__ for (one,) in found[1:]]
 
     assert use(server, all_of_them, stop_after_failures=2) == ["ReplyError"] * 3
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
+def test_a_certificate_of_ones_own_is_believed_where_the_environment_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = f"req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 1 -subj /CN=localhost"
+    named = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(["openssl", *made.split(), *named], check=True, capture_output=True)
+    server = FaultServer(always=says("fine"))
+    server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.tls.load_cert_chain(certificate, key)
+    with server:
+        with pytest.raises(
+            ModelError, match=r"certificate of https://127.* is not trusted .*self-signed.*SSL_CERT_FILE"
+        ):
+            ask_one(server, retries=0)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+        with pytest.raises(ModelError, match=r"SSL_CERT_FILE is '.*none.pem', which holds no certificates"):
+            ask_one(server)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert ask_one(server).text == "fine"

@@ -447,6 +447,10 @@ def test_differences_are_paired_over_the_questions_of_each_resample(rivals: dict
     best = "clair · dpo · beta=0.3"
     others = "clair · dpo · beta=0.06, clair · dpo · beta=0.05"
     assert conclusion(of_mean) == f"{best} gains most. More than chance? Yes, among all, against {others}."
+    level = replace(of_mean, improvements=(2.0, 2.0, 1.0))
+    assert conclusion(level).startswith(f"{best}, {of_mean.rows[1].name} gain most. More than chance? ")
+    assert conclusion(level).endswith(f"against {of_mean.rows[2].name}.")
+    assert conclusion(replace(of_mean, improvements=(2.0,) * 3)) == f"{best}, {others} gain the same."
 
 
 def test_a_row_of_several_runs_is_compared_by_their_mean(tmp_path: Path) -> None:
