@@ -22,7 +22,8 @@ from anchored import recipe as recipes
 from anchored.create.copying import check_copy, copy_pairs
 from anchored.create.decontaminate import decontaminator
 from anchored.create.desk import check_settings
-from anchored.create.on_ray import Order, cluster
+from anchored.create.on_ray import cluster
+from anchored.create.ray_hub import Order
 from anchored.create.settings import POLICY, CreateSettings
 from anchored.create.stage import ByBatch, create
 from anchored.create.templates import templates
@@ -329,7 +330,8 @@ async def _create_on_ray(
             "create.engine: ray asks request by request; set create.engine=local to go on with batches, or "
             f"{BatchFolder(run.batches).ending} to end those that are under way"
         )
-    order = Order(settings, partial(_opened_for_worker, run, recipe), bool(settings.prices()))
+    open_chats = partial(_opened_for_worker, run, recipe)
+    order = Order(settings, open_chats, bool(settings.prices()), run=str(run.folder.resolve()))
     async with cluster(order, run.replies, progress) as engine:
         await create(run, settings, prompts, engine.chats, progress, engine=engine)
 

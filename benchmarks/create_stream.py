@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -75,15 +74,17 @@ async def create_by(engine: str, folder: Path, prompts: PromptRows) -> dict[str,
     run = Run(folder)
     settings = CreateSettings.model_validate({"reviser": {"model": "teacher"}, "engine": engine, "ray": {"workers": 1}})
     if engine == "ray":
-        from anchored.create.on_ray import Order, cluster
+        from anchored.create.on_ray import cluster
+        from anchored.create.ray_hub import Order
 
-        async with cluster(Order(settings, opened, counts_money=False), run.replies, Silent()) as workers:
+        order = Order(settings, opened, counts_money=False, run=str(folder))
+        async with cluster(order, run.replies, Silent()) as workers:
             began = time.perf_counter()
-            summary = await create(run, settings, prompts, workers.chats, Silent(), workers)
+            summary = await create(run, settings, prompts, workers.chats, Silent(), engine=workers)
             found = {
                 "seconds": time.perf_counter() - began,
-                "hub": peak_of("ray::Hub"),
-                "worker": peak_of("ray::Worker"),
+                "hub": peak_of("ray::RayHub"),
+                "worker": peak_of("ray::MapWorker"),
             }
     else:
         with ReplyStore(run.replies) as store:
@@ -109,13 +110,13 @@ def peak_of(name: str) -> float:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile
             if (folder / "cmdline").read_text().startswith(name):
-                return int((folder / "status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+                return megabytes(folder)
     return 0.0
 
 
-def megabytes() -> float:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def megabytes(process: Path = Path("/proc/self")) -> float:
+    """The most memory that a process has held: its own, where getrusage counts what its parent held, too."""
+    return int((process / "status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def measure(engine: str, count: int) -> dict[str, float]:

@@ -1,12 +1,13 @@
-"""The engine that makes rows on a Ray cluster: blocks of prompts go to workers on its nodes, and their rows come back.
+"""The engine that makes rows on a Ray cluster, over Ray Data: prompts stream to workers on its nodes, and rows back.
 
-Workers make each row by the same function as a run in one process. What they share lives in one actor on the machine of
-this process, the `Hub` of `llm.shared`, beside the run folder. A worker that ends, alone or with its node, is replaced
-where there is room; its blocks are made anew by others, which find every reply that it had in the hub's store.
+One flow lasts as long as the stage: a source that hands out blocks as they are offered (`ray_worker.Blocks`), a pool of
+actors that make their rows by the same function as a run in one process (`ray_worker.RowMaker`), and a thread here that
+takes what comes out. Which rows are made next (pilot, target, budget) is decided while it flows, so workers and their
+servers outlive each such round. What workers share lives in one actor on the machine of this process, beside the run
+folder (`ray_hub.RayHub`).
 
-Ray's own stream of blocks (Ray Data) is not used: what is tried next depends on the rows made so far (pilot, target),
-workers and their servers outlive each such round, and the order and the bound of what waits are the stage's own
-(`ask.work_in_order`).
+Ray Data starts a worker that ended again where there is room, and hands it the same blocks then. Others do not wait for
+that: they are offered what a lost worker had, and whoever is first makes the rows.
 """
 
 from __future__ import annotations
@@ -15,125 +16,42 @@ import asyncio
 import itertools
 import logging
 import os
-import re
+import pickle
 import signal
-import sys
+import threading
+import time
+import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from anchored.create.desk import CreateChats, Desk
-from anchored.create.engine import Job, Made, make_row
+from anchored.create.engine import Job, Made
+from anchored.create.ray_hub import Block, Closed, Event, Failed, Gone, Order, RayHub, Ready, Told
 from anchored.create.row_file import RowFile
 from anchored.create.settings import POLICY, CreateSettings, RaySettings
 from anchored.errors import AnchoredError, RecipeError, Stopped
-from anchored.llm.ask import AHEAD, work_in_order, work_through
+from anchored.llm.ask import AHEAD, work_in_order
 from anchored.llm.chat import Reply, Request
 from anchored.llm.money import Spent
-from anchored.llm.shared import Books, Heard, Hub, Line, Said, books_of
-from anchored.process import settle_environment
-from anchored.progress import Progress, Silent
+from anchored.progress import Progress
 from anchored.records import Pair, Prompt
 from anchored.runs import one_line
 
 ROWS_OF_A_WORKER = 256
 """That it works on at a time."""
 MOST_ENDS = 3
-"""Workers that one block may end, and that may end at one place without a block made."""
+"""Workers that one block may end, and that may end for each one there is without a block made."""
 GATHERING_SECONDS = 20.0
 """So long the first workers leave work to those that are still starting."""
 CLOSING_SECONDS = 30.0
 _LOOKING_SECONDS = 1.0
 _WAITING_CALLS = 100_000
-_COLOUR = re.compile(r"\x1b\[\d*m")
-_TELLING = ("The actor died", "The node", "The actor is dead", "Owner")
-
-log = logging.getLogger(__name__)
-
-OpenChats = Callable[[Books, Progress], AbstractAsyncContextManager[CreateChats]]
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What workers are made with."""
-
-    settings: CreateSettings
-    open_chats: OpenChats
-    """Opens those who answer, on the worker's node."""
-    counts_money: bool
-    folder: str = field(default_factory=os.getcwd)
-    """What paths in the settings are relative to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a worker's chat in one role did since it was asked for this."""
-
-    name: str
-    asked: int
-    hits: int
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The rows of some prompts, in their order."""
-
-    rows: list[Made]
-    chats: dict[str, Asked]
-
-
-class Worker:
-    """One process on a node: makes the rows of the blocks that it is given, many at once."""
-
-    def __init__(self, name: str, order: Order, hub: Any) -> None:
-        self._name, self._order, self._hub = name, order, hub
-        self._stack = AsyncExitStack()
-        self._notes = _Notes()
-        self._making: set[asyncio.Task[Any]] = set()
-
-    async def begin(self, keys: Mapping[str, str]) -> str:
-        """Open the chats; the node's id. Keys come by this call, since Ray writes down what an actor is made with."""
-        settle_environment()
-        os.environ.update(keys)
-        _go_to(self._order.folder)
-        logging.getLogger("anchored").addHandler(self._notes.handler)
-        line = Line(_RayWire(self._hub, self._name))
-        self._stack.push_async_callback(line.close)
-        books = books_of(self._name, line, counts_money=self._order.counts_money)
-        self._chats = await self._stack.enter_async_context(self._order.open_chats(books, self._notes))
-        self._desk = Desk(self._order.settings, self._chats)
-        return _ray().get_runtime_context().get_node_id()
-
-    async def make(self, prompts: Sequence[Prompt]) -> Block:
-        task = asyncio.current_task()
-        assert task
-        self._making.add(task)
-        try:
-            rows = await work_through(prompts, lambda _, prompt: make_row(prompt, self._desk), len(prompts))
-        finally:
-            self._making.discard(task)
-        return Block(rows, self._counted())
-
-    async def notes(self) -> list[str]:
-        """What people should hear of; waits until there is something."""
-        return await self._notes.taken()
-
-    async def close(self) -> None:
-        """Give up what is under way, close the chats and stop their servers."""
-        for task in self._making:
-            task.cancel()
-        await asyncio.gather(*self._making, return_exceptions=True)
-        await self._stack.aclose()
-
-    def _counted(self) -> dict[str, Asked]:
-        found = {role: Asked(chat.name, chat.asked, chat.hits) for role, chat in self._chats.items()}
-        for chat in self._chats.values():
-            chat.asked = chat.hits = 0
-        return found
+_UNDER_WAY = 64
+"""Blocks that the source may have handed out before the flow has taken them on."""
 
 
 @dataclass(slots=True)
@@ -166,16 +84,16 @@ class RemoteMoney:
 class Cluster:
     """The engine: hands blocks of prompts to workers. `chats` are what the stage tells of those who answer."""
 
-    def __init__(self, chats: dict[str, RemoteChat], pool: _Pool, rows_per_block: int) -> None:
+    def __init__(self, chats: dict[str, RemoteChat], flow: _Flow, rows_per_block: int) -> None:
         self.chats = chats
-        self._pool = pool
+        self._flow = flow
         self._rows_per_block = rows_per_block
 
     async def rows(
         self, jobs: Iterable[Job], finish: Callable[[RowFile, Made], Pair], take: Callable[[RowFile, Pair], None]
     ) -> None:
         async def made(_: int, block: list[Job]) -> list[tuple[RowFile, Pair]]:
-            answer = await self._pool.make([prompt for _, prompt in block])
+            answer = await self._flow.make([prompt for _, prompt in block])
             self._count(answer)
             return [(file, finish(file, row)) for (file, _), row in zip(block, answer.rows, strict=True)]
 
@@ -185,7 +103,14 @@ class Cluster:
 
         # as many rows wait for a slow one before them as in a run in one process
         ahead = max(2, AHEAD // self._rows_per_block)
-        await work_in_order(_blocks(jobs, self._rows_per_block), made, taken, outstanding=ahead // 2, ahead=ahead)
+        await work_in_order(
+            _blocks(jobs, self._rows_per_block),
+            made,
+            taken,
+            outstanding=ahead // 2,
+            ahead=ahead,
+            on_failure=self._flow.halt,
+        )
 
     def _count(self, block: Block) -> None:
         for role, counted in block.chats.items():
@@ -203,7 +128,7 @@ async def cluster(order: Order, replies: Path, progress: Progress) -> AsyncItera
     with _connected(settings.ray):
         here = ray.get_runtime_context().get_node_id()
         hub = (
-            ray.remote(Hub)
+            ray.remote(RayHub)
             .options(num_cpus=0, scheduling_strategy=_on(here), max_concurrency=_WAITING_CALLS)
             .remote(replies.resolve(), settings.budget_usd)
         )
@@ -212,10 +137,11 @@ async def cluster(order: Order, replies: Path, progress: Progress) -> AsyncItera
         money = RemoteMoney(await _hub_answer(hub.spent.remote())) if order.counts_money else None
         prices, roles = settings.prices(), [*([POLICY] if settings.asks_policy else ()), *settings.endpoints()]
         chats = {role: RemoteChat(purse=money if role in prices else None) for role in roles}
-        pool = _Pool(order, hub, money, progress)
+        keys = {name: os.environ[name] for name in settings.key_variables() if name in os.environ}
+        await _hub_answer(hub.keep_keys.remote(keys))
         try:
-            async with pool:
-                yield Cluster(chats, pool, settings.ray.rows_per_block)
+            async with _Flow(order, hub, money, progress) as flow:
+                yield Cluster(chats, flow, settings.ray.rows_per_block)
         finally:
             spent = await _hub_answer(hub.close.remote())
             if money:
@@ -228,91 +154,102 @@ def _holds_models(settings: CreateSettings) -> bool:
     return serves or (settings.asks_policy and settings.sample.base_url is None)
 
 
-class _Ended(Exception):
-    """The process that was to answer is gone, or out of reach."""
+@dataclass(eq=False, slots=True)
+class _Crew:
+    """Workers that one flow feeds; where there is a new node, a new one is hired for it."""
+
+    number: int
+    size: int
+    thread: threading.Thread
+    blocks: int = 0
+    """That it was offered and has not made."""
 
 
 @dataclass(eq=False, slots=True)
-class _Member:
-    """A worker as seen from here."""
+class _Due:
+    """A block that is to be made."""
 
-    place: str
-    """Where it is to be: a node and a number there, or the number alone where Ray chooses."""
-    name: str
-    actor: Any
-    blocks: int = 0
-    node: str = ""
-    """Where it is, once it is ready."""
+    prompts: Sequence[Prompt]
+    crew: _Crew
+    made: asyncio.Future[Block]
+    ends: int = 0
+    """Workers that ended while they made it."""
 
 
-class _Pool:
-    """The workers: started where there is room, replaced when they end, given as many blocks as they can work on."""
+class _Flow:
+    """Has blocks made: offers no crew more than its workers can work on, and offers again what a lost one had."""
 
     def __init__(self, order: Order, hub: Any, money: RemoteMoney | None, progress: Progress) -> None:
         self._order, self._hub, self._money, self._progress = order, hub, money, progress
         self._settings = order.settings.ray
-        self._keys = {name: os.environ[name] for name in order.settings.key_variables() if name in os.environ}
         self._blocks_each = max(1, ROWS_OF_A_WORKER // self._settings.rows_per_block)
-        self._ready: list[_Member] = []
-        self._tended: dict[str, tuple[_Member, asyncio.Task[None]]] = {}
-        """By place: those that are starting or ready."""
-        self._ends: dict[str, int] = {}
-        """By place: workers that ended there since a block was made."""
+        self._crews: list[_Crew] = []
+        self._places: set[str] = set()
+        """Nodes, each with the number of a worker there, for which a crew was hired."""
+        self._ready: dict[str, Ready] = {}
+        self._due: dict[int, _Due] = {}
+        self._numbers = itertools.count()
+        self._waiting: deque[asyncio.Future[_Crew]] = deque()
+        self._ends = 0
+        """Workers that ended since a block was made."""
         self._why = ""
         """How the last one ended."""
-        self._waiting: deque[asyncio.Future[_Member]] = deque()
-        self._numbers = itertools.count(1)
         self._failure: Exception | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._gathers_until = 0.0
-        self._told = False
-        """Whether people know how many workers there are."""
+        self._told = self._closes = False
+        """Whether people know how many workers there are, and whether all is over."""
 
-    async def __aenter__(self) -> _Pool:
-        self._gathers_until = asyncio.get_running_loop().time() + GATHERING_SECONDS
-        self._looking = asyncio.create_task(self._look())
+    async def __aenter__(self) -> _Flow:
+        self._loop = asyncio.get_running_loop()
+        self._gathers_until = self._loop.time() + GATHERING_SECONDS
+        self._tasks = [asyncio.create_task(self._safely(work)) for work in (self._look, self._hear)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._looking
-        members = [member for member, _ in self._tended.values()]
-        tasks = [self._looking, *(task for _, task in self._tended.values())]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        closing = [asyncio.ensure_future(_answer(member.actor.close.remote())) for member in self._ready]
-        if closing:
-            await asyncio.wait(closing, timeout=CLOSING_SECONDS)
-            await asyncio.gather(
-                *(task for task in closing if task.done() or not task.cancel()), return_exceptions=True
-            )
-        for member in members:
-            _ray().kill(member.actor)
+        """Have workers close their chats, and let the flow run dry."""
+        self._closes = True
+        self._tasks[0].cancel()
+        await _hub_answer(self._hub.close_workers.remote())
+        ends = self._loop.time() + CLOSING_SECONDS
+        while self._ready and self._loop.time() < ends and not self._tasks[1].done():
+            await asyncio.sleep(0.02)
+        self._tasks[1].cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _hub_answer(self._hub.end.remote())
+        # a flow does not end while Ray has no room for a worker to start again in
+        await asyncio.to_thread(_join, [crew.thread for crew in self._crews], 5.0)
 
     async def make(self, prompts: Sequence[Prompt]) -> Block:
-        """The rows of some prompts, by the first worker that has room and lives long enough."""
-        for _ in range(MOST_ENDS):
-            member = await self._free()
-            try:
-                block: Block = await _answer(member.actor.make.remote(prompts))
-            except _Ended as end:
-                self._lose(member, end)
-                continue
-            finally:
-                member.blocks -= 1
-                self._serve()
-            self._ends.pop(member.place, None)
-            if self._money:
-                self._money.last = await _hub_answer(self._hub.spent.remote())
-            return block
-        raise Stopped(
-            f"create: {MOST_ENDS} workers ended one after another while they made the row of {prompts[0].id!r}, among "
-            f"others (the last: {self._why}); see whether workers have enough memory and what own filters do, then "
-            "the same command goes on"
-        )
+        """The rows of some prompts, by the first worker that makes them and lives long enough."""
+        crew = await self._room()
+        number, due = next(self._numbers), _Due(prompts, crew, self._loop.create_future())
+        self._due[number] = due
+        try:
+            if self._failure:
+                raise self._failure
+            await self._offer(number, due)
+            block = await due.made
+        finally:
+            del self._due[number]
+            due.crew.blocks -= 1
+            self._hub.done.remote(number)
+            self._serve()
+        if self._money:
+            self._money.last = await _hub_answer(self._hub.spent.remote())
+        return block
 
-    async def _free(self) -> _Member:
-        place: asyncio.Future[_Member] = asyncio.get_running_loop().create_future()
+    def halt(self) -> None:
+        """Have nothing made that waits for its turn."""
+        for place in self._waiting:
+            place.cancel()
+
+    async def _offer(self, number: int, due: _Due) -> None:
+        await _hub_answer(self._hub.offer.remote(due.crew.number, number, pickle.dumps(due.prompts)))
+
+    async def _room(self) -> _Crew:
+        """A crew that has room for a block, which counts as offered."""
+        place: asyncio.Future[_Crew] = self._loop.create_future()
         self._waiting.append(place)
         self._serve()
         try:
@@ -324,159 +261,228 @@ class _Pool:
             raise
 
     def _serve(self) -> None:
-        """Give those who wait the least busy worker, as long as one has room."""
+        """Give those who wait the least busy crew, as long as one has room."""
         while self._waiting:
             place = self._waiting[0]
-            member = min(self._ready, key=lambda one: one.blocks, default=None)
+            crew, free = self._freest()
             if place.done():  # cancelled
                 pass
             elif self._failure:
                 place.set_exception(self._failure)
-            elif member is None or member.blocks >= (1 if self._gathers() else self._blocks_each):
+            elif crew is None or free <= 0:
                 return
             else:
-                member.blocks += 1
-                place.set_result(member)
+                crew.blocks += 1
+                place.set_result(crew)
             self._waiting.popleft()
+
+    def _freest(self) -> tuple[_Crew | None, int]:
+        """The crew with the most room, and how many blocks more it can work on."""
+        each = 1 if self._gathers() else self._blocks_each
+        sizes = dict.fromkeys(self._crews, 0)
+        for worker in self._ready.values():
+            sizes[self._crews[worker.crew]] += 1
+        rooms = {crew: size * each - crew.blocks for crew, size in sizes.items() if size}
+        best = max(rooms, key=lambda crew: rooms[crew], default=None)
+        return best, rooms[best] if best else 0
 
     def _gathers(self) -> bool:
         """Whether some of the first workers are still starting."""
-        return len(self._ready) < len(self._tended) and asyncio.get_running_loop().time() < self._gathers_until
+        wanted = sum(crew.size for crew in self._crews)
+        return len(self._ready) < wanted and self._loop.time() < self._gathers_until
 
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
+        for due in self._due.values():
+            if not due.made.done():
+                due.made.set_exception(self._failure)
         self._serve()
 
-    async def _look(self) -> None:
+    async def _safely(self, work: Callable[[], Any]) -> None:
         try:
-            await self._keep_looking()
-        except Exception as error:  # nobody shall wait for workers that are not looked for
+            await work()
+        except Exception as error:  # nobody shall wait for workers that are not looked after
             self._fail(error)
 
-    async def _keep_looking(self) -> None:
-        """See again and again which workers are missing, and how long there has been none."""
-        loop = asyncio.get_running_loop()
-        since = loop.time()
+    # ---- what becomes of workers ----
+
+    async def _hear(self) -> None:
         while True:
-            places = self._places()
-            for place in places:
-                if place not in self._tended and self._ends.get(place, 0) < MOST_ENDS:
-                    self._start(place)
+            for event in await _hub_answer(self._hub.events.remote()):
+                await self._meet(event)
+
+    async def _meet(self, event: Event) -> None:
+        if isinstance(event, Ready):
+            self._ready[event.worker] = event
+            self._serve()
+        elif isinstance(event, Told):
+            self._progress.note(f"{event.worker}: {event.text}")
+        elif isinstance(event, Closed):
+            self._ready.pop(event.worker, None)
+        elif isinstance(event, Failed):
+            self._fail(event.error)
+        else:
+            await self._lose(event)
+
+    async def _lose(self, gone: Gone) -> None:
+        """Offer to others what a worker had begun, and what may be on its way to it."""
+        self._ends += 1
+        self._why = gone.why
+        if self._ready.pop(gone.worker, None) and not self._closes:
+            self._progress.note(f"create: {gone.worker} is gone ({gone.why}); others make its rows")
+        for due in self._still(gone.begun).values():
+            due.ends += 1
+            if due.ends >= MOST_ENDS:
+                self._fail(self._deadly(due))
+        if self._ends >= MOST_ENDS * max(1, sum(crew.size for crew in self._crews)):
+            self._fail(Stopped(self._why_none()))
+        for number, due in self._still((*gone.begun, *gone.waiting)).items():
+            best, _ = self._freest()
+            due.crew.blocks -= 1
+            due.crew = best or due.crew
+            due.crew.blocks += 1
+            await self._offer(number, due)
+
+    def _still(self, numbers: Iterable[int]) -> dict[int, _Due]:
+        """Those of some blocks that are not made yet."""
+        return {number: due for number in numbers if (due := self._due.get(number)) and not due.made.done()}
+
+    def _deadly(self, due: _Due) -> Stopped:
+        return Stopped(
+            f"create: {MOST_ENDS} workers ended one after another while they made the row of {due.prompts[0].id!r}, "
+            f"among others (the last: {self._why}); see whether workers have enough memory and what own filters do, "
+            "then the same command goes on"
+        )
+
+    async def _look(self) -> None:
+        """See again and again where workers are missing, and how long there has been none."""
+        since = self._loop.time()
+        while True:
+            nodes = {node["NodeID"]: node["Resources"] for node in _ray().nodes() if node["Alive"]}
+            await _hub_answer(self._hub.watch.remote(set(nodes)))
+            self._hire(nodes)
             if self._ready:
-                since = loop.time()
-            elif loop.time() - since > self._settings.wait_seconds or self._is_hopeless(places):
-                self._fail(Stopped(self._why_none(places)))
+                since = self._loop.time()
+            elif self._loop.time() - since > self._settings.wait_seconds:
+                self._fail(Stopped(self._why_none()))
             if self._ready and not self._told and not self._gathers():
                 self._told = True
-                nodes = len({member.node for member in self._ready})
-                self._progress.note(f"create: Ray has {_some(len(self._ready), 'worker')} on {_some(nodes, 'node')}")
+                count = len({worker.node for worker in self._ready.values()})
+                self._progress.note(f"create: Ray has {_some(len(self._ready), 'worker')} on {_some(count, 'node')}")
             self._serve()
             await asyncio.sleep(_LOOKING_SECONDS)
 
-    def _places(self) -> list[str]:
-        """Where workers should be."""
+    def _hire(self, nodes: Mapping[str, Mapping[str, float]]) -> None:
+        """A crew for places that have none: all at the start, later those of nodes that joined."""
         if self._settings.workers:
-            return [f" {number}" for number in range(self._settings.workers)]
-        nodes = [node for node in _ray().nodes() if node["Alive"]]
-        return [f"{node['NodeID']} {number}" for node in nodes for number in range(self._room(node["Resources"]))]
+            if not self._crews:
+                self._start(self._settings.workers, ())
+            return
+        places = {f"{node} {number}": node for node, has in nodes.items() for number in range(self._room_at(has))}
+        new = {place: node for place, node in places.items() if place not in self._places}
+        if new:
+            self._places |= set(new)
+            self._start(len(new), sorted(set(new.values())))
 
-    def _room(self, resources: Mapping[str, float]) -> int:
+    def _room_at(self, resources: Mapping[str, float]) -> int:
         """How many workers a node is to have."""
         cpus, gpus = self._settings.cpus, self._settings.gpus
         by_cpus = resources.get("CPU", 0) // cpus if cpus else 1_000_000
         return int(min(by_cpus, resources.get("GPU", 0) // gpus if gpus else 1))
 
-    def _is_hopeless(self, places: Sequence[str]) -> bool:
-        """Whether workers ended wherever there could be one."""
-        return bool(places) and all(self._ends.get(place, 0) >= MOST_ENDS for place in places)
+    def _start(self, size: int, nodes: Sequence[str]) -> None:
+        number = len(self._crews)
+        flow = _ray_data(self._order, self._hub, number, size, nodes)
+        thread = threading.Thread(target=self._take_all, args=(flow,), daemon=True)
+        self._crews.append(_Crew(number, size, thread))
+        thread.start()
 
-    def _why_none(self, places: Sequence[str]) -> str:
+    def _take_all(self, flow: Any) -> None:
+        """In a thread: take what comes out of a flow until it ends."""
+        why = "it ended"
+        try:
+            for table in flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for row in table.to_pylist():
+                    self._loop.call_soon_threadsafe(self._take, row["number"], row["made"])
+        except Exception as error:
+            why = one_line(error)[:300]
+        if not self._closes:
+            failure = Stopped(f"create: Ray Data cannot go on ({why}); the same command goes on from here")
+            self._loop.call_soon_threadsafe(self._fail, failure)
+
+    def _take(self, number: int, packed: bytes) -> None:
+        due = self._due.get(number)
+        if due is None or due.made.done():  # another worker was faster
+            return
+        worker, made = pickle.loads(packed)
+        if isinstance(made, Exception):
+            if worker in self._ready:  # else it was out of reach, and others make its rows
+                due.made.set_exception(made)
+        else:
+            self._ends = 0
+            due.made.set_result(made)
+
+    def _why_none(self) -> str:
         needs = f"{self._settings.cpus:g} CPU and {self._settings.gpus:g} GPU (create.ray.cpus and gpus)"
         if self._why:
             return f"create: no worker is left (the last one: {self._why}); the same command goes on from here"
-        if not places:
+        if not self._crews:
             return f"create: no node of the Ray cluster has the {needs} that a worker takes; see `ray status`"
         return (
             f"create: no worker could start in {self._settings.wait_seconds:g} s (create.ray.wait_seconds); each takes "
             f"{needs}, see `ray status`"
         )
 
-    def _start(self, place: str) -> None:
-        name, node = f"worker {next(self._numbers)}", place.rpartition(" ")[0]
-        actor = (
-            _ray()
-            .remote(Worker)
-            .options(
-                num_cpus=self._settings.cpus,
-                num_gpus=self._settings.gpus,
-                max_restarts=0,
-                scheduling_strategy=_on(node) if node else "SPREAD",
-            )
-            .remote(name, self._order, self._hub)
+
+def _ray_data(order: Order, hub: Any, crew: int, size: int, nodes: Sequence[str]) -> Any:
+    """A Ray Data flow of a crew: rows are blocks of prompts, then blocks of rows, both packed.
+
+    `nodes`: where workers are to start, if there is room; none: wherever there is.
+    """
+    ray = _ray()
+    from anchored.create.ray_worker import Blocks, RowMaker
+
+    settings = order.settings.ray
+    at_once = max(1, ROWS_OF_A_WORKER // settings.rows_per_block)
+    # Ray Data spreads actors over these; one that starts again may be anywhere
+    at_nodes = {
+        "label_selector": {"ray.io/node-id": f"in({','.join(nodes)})"},
+        "fallback_strategy": [{"label_selector": {}}],
+    }
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.target_max_block_size = 1  # each row goes on by itself
+    context.max_consecutive_actor_init_deaths = MOST_ENDS * size
+    context._max_num_blocks_in_streaming_gen_buffer = _UNDER_WAY
+    context.issue_detectors_config.detectors = []  # rows that take minutes are none
+    context.memory_usage_poll_interval_s = None  # a thread for each block that is made
+    with ray.data.DataContext.current(context):
+        # beside the hub, and never in one process with the workers, as their settings differ
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        blocks = ray.data.read_datasource(
+            Blocks(hub, crew), num_cpus=0, max_calls=1, label_selector=here, override_num_blocks=1
         )
-        member = _Member(place, name, actor)
-        self._tended[place] = member, asyncio.create_task(self._tend(member))
-
-    async def _tend(self, member: _Member) -> None:
-        """Start a worker, tell what it has to say, and notice its end."""
-        try:
-            member.node = await _answer(member.actor.begin.remote(self._keys))
-            self._ready.append(member)
-            self._serve()
-            while True:
-                for note in await _answer(member.actor.notes.remote()):
-                    self._progress.note(f"{member.name}: {note}")
-        except _Ended as end:
-            self._lose(member, end)
-        except Exception as error:  # nobody shall wait for a worker that cannot be
-            self._fail(error)
-
-    def _lose(self, member: _Member, end: _Ended) -> None:
-        """A worker is gone; idempotent."""
-        tended = self._tended.get(member.place)
-        if tended is None or tended[0] is not member:
-            return
-        del self._tended[member.place]
-        self._why = one_line(end)
-        self._ends[member.place] = self._ends.get(member.place, 0) + 1
-        if member in self._ready:
-            self._ready.remove(member)
-            self._progress.note(f"create: {member.name} is gone ({self._why}); others make its rows")
-        self._hub.lose.remote(member.name)
-        _ray().kill(member.actor)  # it may only be out of reach
+        return blocks.map_batches(
+            RowMaker,
+            fn_constructor_args=(order, hub, crew),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=settings.cpus,
+            num_gpus=settings.gpus,
+            compute=ray.data.ActorPoolStrategy(
+                size=size,
+                max_tasks_in_flight_per_actor=at_once,
+                max_concurrent_calls_per_actor=at_once,
+                enable_true_multi_threading=True,
+            ),
+            **(at_nodes if nodes else {}),
+        )
 
 
-class _RayWire:
-    """Carries a worker's words to the hub; `Wire`."""
-
-    def __init__(self, hub: Any, worker: str) -> None:
-        self._hub, self._worker = hub, worker
-
-    async def say(self, words: Sequence[Said]) -> None:
-        await _hub_answer(self._hub.say.remote(self._worker, words))
-
-    async def hear(self) -> list[Heard]:
-        return await _hub_answer(self._hub.hear.remote(self._worker))
-
-
-class _Notes(Silent):
-    """Collects what a worker has to say."""
-
-    def __init__(self) -> None:
-        self.handler = logging.Handler(logging.WARNING)
-        self.handler.emit = lambda record: self.note(record.getMessage())
-        self._lines: list[str] = []
-        self._come = asyncio.Event()
-
-    def note(self, text: str) -> None:
-        self._lines.append(text)
-        self._come.set()
-
-    async def taken(self) -> list[str]:
-        await self._come.wait()
-        self._come.clear()
-        lines, self._lines = self._lines, []
-        return lines
+def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, ends - time.monotonic()))
 
 
 def _some(count: int, name: str) -> str:
@@ -489,43 +495,29 @@ def _blocks(jobs: Iterable[Job], rows: int) -> Iterator[list[Job]]:
         yield block
 
 
-async def _answer(reference: Any) -> Any:
-    """What an actor's method returned; raises its AnchoredErrors as they are, and _Ended where the actor is gone."""
+async def _hub_answer(reference: Any) -> Any:
+    """What the hub returned; raises its AnchoredErrors as they are. Nothing goes on without it."""
     errors = _ray().exceptions
     try:
         return await reference
-    except errors.RayTaskError as error:
-        if isinstance(error.cause, AnchoredError):
-            raise error.cause from None
-        raise
     except errors.TaskCancelledError:
         raise
     except errors.RayError as error:
-        raise _Ended(_reason(error)) from None
-
-
-async def _hub_answer(reference: Any) -> Any:
-    """The same of the hub, without which nothing goes on."""
-    try:
-        return await _answer(reference)
-    except _Ended as end:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, AnchoredError):
+            raise cause from None
+        if isinstance(error, errors.RayTaskError):
+            raise
         raise Stopped(
-            f"create: the process that keeps the run's limits and replies is gone ({end}); the same command goes on "
-            "from here"
+            f"create: the process that keeps the run's limits and replies is gone ({one_line(error)[:300]}); the same "
+            "command goes on from here"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    """Ray's many lines about an end in one: the one that tells most."""
-    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
-    if lines and "creation task" in lines[0]:  # a traceback of the node's
-        return lines[-1][:300]
-    return next((line for line in lines if line.startswith(_TELLING)), next(iter(lines), type(error).__name__))[:300]
 
 
 def _ray() -> Any:
     try:
         import ray
+        import ray.data
         import ray.exceptions
         import ray.util.scheduling_strategies
     except ImportError as error:
@@ -537,6 +529,19 @@ def _on(node: str) -> Any:
     return _ray().util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Drops what the process writes to its standard error meanwhile, whatever writes it."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 class _connected:
     """Connected to the cluster for the block, or to Ray started here for it."""
 
@@ -545,13 +550,21 @@ class _connected:
 
     def __enter__(self) -> None:
         self._environment = set(os.environ)
-        ray = _ray()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # its C++ parts write to this process's terminal, first of all that they were told not to (hence `_silent`)
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray = _ray()
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of it comes as an error
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", module=r"ray\.")
         starts = self._address is None and "RAY_ADDRESS" not in os.environ
         more: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 2**28} if starts else {}
+        address = "local" if starts else self._address  # else Ray would take a cluster that it finds on this machine
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, **more)
+            with _silent():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RecipeError(
                 f"create.ray.address: no Ray cluster could be used at {self._address or 'this machine'} "
@@ -563,14 +576,7 @@ class _connected:
 
     def __exit__(self, *_: object) -> None:
         _ray().shutdown()
+        self._warnings.__exit__(None, None, None)
         # Ray writes down in the environment how it was started, for the next that is started here
         for name in [name for name in os.environ if name not in self._environment]:
             del os.environ[name]
-
-
-def _go_to(folder: str) -> None:
-    """The folder of the command, where this node has it: paths and modules in the recipe are found from there."""
-    with suppress(OSError):
-        os.chdir(folder)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())

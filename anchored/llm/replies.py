@@ -13,7 +13,7 @@ import json
 import shlex
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -48,6 +48,8 @@ COLUMNS = "key, model, request, reply, raw, created, open_key, max_tokens"
 _INSERT = f"insert into main.replies ({COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing"
 _SPEND = "insert into spending values (?, ?, ?, ?)"
 _IS_JSON = "(json_valid(request) and json_valid(reply) and json_valid(raw))"
+StoredRow = tuple[str | int, ...]
+"""The cells of a row, in the order of `COLUMNS`."""
 _LATER = {"top_logprobs", "logprobs", "stop"}
 """Fields that requests and replies did not have at first."""
 OTHER_PROCESS_SECONDS = 60.0
@@ -133,8 +135,11 @@ class ReplyStore:
 
         The first reply to a request stays.
         """
+        self.put_rows((stored_row(entry) for entry in entries), spendings)  # one at a time: a reply may be megabytes
+
+    def put_rows(self, rows: Iterable[StoredRow], spendings: Sequence[Spending] = ()) -> None:
+        """The same with replies as they are stored, here or on another machine."""
         now = _now()
-        rows = (_row(entry, now) for entry in entries)  # one at a time: a reply may be megabytes
         with self._writing, self._named_errors(), self._transaction():
             self._writer.executemany(_INSERT, rows)
             self._writer.executemany(_SPEND, [_spent_row(spending, now) for spending in spendings])
@@ -156,15 +161,38 @@ class ReplyStore:
 
     async def keep(self, entries: Sequence[Entry], purse: Purse | None = None) -> None:
         """Keep replies, and what `purse` has spent since the last time; they are on the disk when this returns."""
+        await self._keep(lambda spendings: self.put(entries, spendings), bool(entries), purse)
+
+    async def keep_rows(self, rows: Sequence[StoredRow], purse: Purse | None = None) -> None:
+        """The same with replies as they are stored."""
+        await self._keep(lambda spendings: self.put_rows(rows, spendings), bool(rows), purse)
+
+    async def _keep(self, put: Callable[[list[Spending]], None], has_replies: bool, purse: Purse | None) -> None:
         spendings = purse.take_unlisted() if purse else []
-        if not entries and not spendings:
+        if not has_replies and not spendings:
             return
         try:
-            await asyncio.to_thread(self.put, entries, spendings)
+            await asyncio.to_thread(put, spendings)
         except Exception:
             if purse:
                 purse.list_again(spendings)
             raise
+
+    def keys(self, most: int) -> list[str]:
+        """The keys of the oldest replies."""
+        with self._named_errors():
+            return [key for (key,) in self._reader.execute("select key from replies order by rowid limit ?", (most,))]
+
+    def rows(self, keys: Sequence[str]) -> list[StoredRow]:
+        """The replies with these keys as they are stored, for `put_rows` of another store."""
+        with self._named_errors():
+            select = f"select {COLUMNS} from replies where key = ?"
+            return [row for key in keys for row in self._reader.execute(select, (key,))]
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Let go of replies that another store has."""
+        with self._writing, self._named_errors(), self._transaction():
+            self._writer.executemany("delete from replies where key = ?", [(key,) for key in keys])
 
     def spent(self) -> list[Spending]:
         """What was spent on this store's own requests, summed up by model and basis."""
@@ -435,7 +463,8 @@ class _Call:
                 self.task.cancel()
 
 
-def _row(entry: Entry, created: str) -> tuple[str | int, ...]:
+def stored_row(entry: Entry) -> StoredRow:
+    """A reply as it is stored, now."""
     reply = _fields(entry.reply)
     raw = reply.pop("raw")
     return (
@@ -444,7 +473,7 @@ def _row(entry: Entry, created: str) -> tuple[str | int, ...]:
         json.dumps(entry.request, default=_fields),
         json.dumps(reply, default=_fields),
         json.dumps(raw),
-        created,
+        _now(),
         _open_key(entry.fingerprint, entry.request),
         entry.request.max_tokens,
     )
@@ -458,7 +487,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _whole_row(cells: tuple[bytes, ...]) -> tuple[str | int, ...]:
+def _whole_row(cells: tuple[bytes, ...]) -> StoredRow:
     """A row of a damaged store with what is made of it; raises where it is not what was written."""
     row = tuple(cell.decode() for cell in cells)
     key, model, text, reply, raw, _ = row

@@ -6,13 +6,16 @@ workers there are. It knows what each worker holds: when one is gone, its slots 
 spent (its requests may have been billed), and it is refused should it only have been out of reach.
 
 A reply is in the hub's store before the worker that asked for it gets on, so a worker that ends takes no more with it
-than the requests it had in flight. How a line reaches the hub is not known here.
+than the requests it had in flight. It is in a store on the worker's node before it leaves for the hub, so what the hub
+cannot keep (its disk is full, or it is gone) is there still, and is merged into the hub's store in the end, or when the
+run goes on (`hand_over`). How a line reaches the hub is not known here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -24,12 +27,16 @@ from anchored.llm.chat import Chat, Reply, Request
 from anchored.llm.limits import Gate, Limits, Slot, gate_of
 from anchored.llm.money import Purse, Reservation, Reserves, Spending, Spent
 from anchored.llm.rates import Quotas
-from anchored.llm.replies import Entry, Remembered, Replies, ReplyStore
+from anchored.llm.replies import Entry, Remembered, Replies, ReplyStore, StoredRow, stored_row
 from anchored.llm.settings import EndpointSettings
 from anchored.records import content_hash
 
 _WAIT = ("enter", "renew", "reserve", "keep")
 """What is not done at once."""
+_TOGETHER = 256
+"""Replies that a node's store hands over, or lets go of, at a time."""
+
+log = logging.getLogger(__name__)
 
 
 class Said(NamedTuple):
@@ -179,9 +186,9 @@ class Hub:
             self._gates[endpoint.name] = gate_of(endpoint)
         return self._gates[endpoint.name]
 
-    async def keep(self, entries: Sequence[Entry]) -> None:
+    async def keep(self, rows: Sequence[StoredRow]) -> None:
         try:
-            await self.store.keep(entries, self.purse)
+            await self.store.keep_rows(rows, self.purse)
         except Exception as error:
             self.store.failure = self.store.failure or str(error)
             raise
@@ -280,8 +287,12 @@ class _Holder:
     def look_up(self, fingerprint: str, request: Request) -> Reply | None:
         return self._hub.store.find(fingerprint, request)
 
-    async def keep(self, entries: Sequence[Entry]) -> None:
-        await self._hub.keep(entries)
+    async def keep(self, rows: Sequence[StoredRow]) -> None:
+        await self._hub.keep(rows)
+
+    def lacking(self, keys: Sequence[str]) -> list[str]:
+        """Those keys of replies that the store does not have."""
+        return [key for key in keys if key not in self._hub.store]
 
     def drop_all(self) -> None:
         for number in list(self._waiting):
@@ -409,18 +420,48 @@ class SharedPurse:
 
 
 class SharedReplies:
-    """The run's store, for one worker; `Replies`. What was spent is the hub's to keep."""
+    """The run's store, for one worker; `Replies`. What was spent is the hub's to keep.
 
-    def __init__(self, line: Line) -> None:
+    `node_store` has replies until the hub's has them; None: they are in memory on their way.
+    """
+
+    def __init__(self, line: Line, node_store: ReplyStore | None = None) -> None:
         self.failure = ""
         self._line = line
+        self._node_store = node_store
+        self._arrived: list[str] = []
+        """Keys of replies that the hub has, and the node's store still."""
 
     async def look_up(self, fingerprint: str, request: Request) -> Reply | None:
         return await self._line.ask("look_up", fingerprint, request)
 
     async def keep(self, entries: Sequence[Entry], purse: Purse | None = None) -> None:
-        if entries:
-            await self._line.ask("keep", entries)
+        if not entries:
+            return
+        rows = [stored_row(entry) for entry in entries]
+        await self._at_node(lambda store: store.put_rows(rows))
+        await self._line.ask("keep", rows)
+        self._arrived += [str(key) for key, *_ in rows]
+        if len(self._arrived) >= _TOGETHER:
+            arrived, self._arrived = self._arrived, []
+            await self._at_node(lambda store: store.remove(arrived))
+
+    async def _at_node(self, do: Callable[[ReplyStore], None]) -> None:
+        """Do it to the node's store, without which the hub's is enough."""
+        if self._node_store:
+            try:
+                await asyncio.to_thread(do, self._node_store)
+            except DataError as error:
+                log.warning("replies are kept in the run folder alone, not on this node: %s", error)
+                self._node_store = None
+
+
+async def hand_over(store: ReplyStore, line: Line) -> None:
+    """Merge a node's store into the hub's: what that has not, it gets, and the node's is empty."""
+    while keys := store.keys(_TOGETHER):
+        if lacking := await line.ask("lacking", keys):
+            await line.ask("keep", store.rows(lacking))
+        await asyncio.to_thread(store.remove, keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,8 +479,8 @@ class Books:
         return Remembered(self.replies, chat, self.purse if paid and isinstance(self.purse, Purse) else None)
 
 
-def books_of(worker: str, line: Line, *, counts_money: bool) -> Books:
-    """A worker's, which are the hub's."""
+def books_of(worker: str, line: Line, *, counts_money: bool, node_store: ReplyStore | None = None) -> Books:
+    """A worker's, which are the hub's; `node_store` lies on its own node."""
     numbers = itertools.count()
     purse = SharedPurse(line, numbers) if counts_money else None
 
@@ -448,4 +489,4 @@ def books_of(worker: str, line: Line, *, counts_money: bool) -> Books:
         bounds = (settings.concurrency, settings.requests_per_minute, settings.tokens_per_minute)
         return SharedGate(line, Bounded(name, *bounds), numbers)
 
-    return Books(SharedReplies(line), purse, limits, worker)
+    return Books(SharedReplies(line, node_store), purse, limits, worker)

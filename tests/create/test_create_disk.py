@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 from forks import Forks
 from pocket_creation import KEY, Creation, World, faults, files, made, overrides, undisturbed
+from small_disk import small_disk
 
 from anchored.pocket.teacher import Teacher
 
@@ -30,40 +29,22 @@ def creation(forks: Forks, world: World, tmp_path: Path) -> Iterator[Creation]:
         yield Creation(forks, tmp_path, overrides(world, "clair", teacher.base_url), [teacher])
 
 
-@pytest.fixture
-def small_disk(creation: Creation) -> Iterator[Callable[[int], None]]:
-    """Makes the disk of the run folder so many kilobytes large, and larger, keeping what is on it."""
-    place = creation.run.folder
-    place.mkdir()
-
-    def mount(options: str) -> int:
-        return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True).returncode
-
-    if not shutil.which("mount") or mount("size=16k"):
-        pytest.skip("needs the right to mount a small tmpfs")
-    try:
-        yield (
-            lambda kilobytes: subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", place], check=True) and None
-        )
-    finally:
-        subprocess.run(["umount", place], check=True)
-
-
 def test_a_disk_that_is_full_again_and_again_is_named_and_costs_nothing_twice(
-    whole: Creation, creation: Creation, small_disk: Callable[[int], None]
+    whole: Creation, creation: Creation
 ) -> None:
-    for kilobytes in (16, 96, 160, 256):
-        small_disk(kilobytes)
-        assert_told(creation.ended(2), "replies.sqlite: the disk takes no more")
-    small_disk(4096)
-    creation.killed("open:.create.json.partial:1")
-    # every reply is there, and no room for the files of pairs
-    small_disk(_used(creation.run.folder) // 1024 + 8)
-    assert_told(creation.ended(2), "parquet: cannot be written")
-    small_disk(4096)
-    creation.ended()
-    assert made(creation.run) == made(whole.run)
-    assert files(creation.run) == files(whole.run)
+    with small_disk(creation.run.folder) as resize:
+        for kilobytes in (16, 96, 160, 256):
+            resize(kilobytes)
+            assert_told(creation.ended(2), "replies.sqlite: the disk takes no more")
+        resize(4096)
+        creation.killed("open:.create.json.partial:1")
+        # every reply is there, and no room for the files of pairs
+        resize(_used(creation.run.folder) // 1024 + 8)
+        assert_told(creation.ended(2), "parquet: cannot be written")
+        resize(4096)
+        creation.ended()
+        assert made(creation.run) == made(whole.run)
+        assert files(creation.run) == files(whole.run)
 
 
 def assert_told(printed: str, error: str) -> None:

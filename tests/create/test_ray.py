@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -38,9 +40,11 @@ from pocket_creation import (
 from processes import all_gone
 from pydantic import ValidationError
 from ray_nodes import below, nodes
+from small_disk import small_disk
 
 from anchored import recipe as recipes
 from anchored.create import desk
+from anchored.create.ray_hub import node_store_path
 from anchored.create.settings import CreateSettings, RaySettings
 from anchored.errors import RecipeError
 from anchored.pipeline import Batching, Plan, execute
@@ -93,6 +97,22 @@ def on_ray(folder: Path, settings: Sequence[object], expected: int = 0) -> str:
     done = anchored("create", POCKET, *settings, *ON_RAY, "--out", folder, env=KEYED)
     assert done.code == expected, done.out + done.err
     return done.out + done.err
+
+
+def written(store: Path) -> dict[str, str]:
+    """When each reply was written, by its key."""
+    with closing(sqlite3.connect(store)) as opened:
+        return dict(opened.execute("select key, created from replies"))
+
+
+@pytest.fixture(autouse=True)
+def _clean_node(tmp_path: Path) -> Iterator[None]:
+    """What killed runs leave on this machine, which no command comes back for."""
+    yield
+    for name in ("run", "ray"):
+        path = node_store_path(str(tmp_path / name))
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
 
 
 @pytest.mark.slow
@@ -191,6 +211,24 @@ def test_a_node_killed_midway_costs_what_it_had_in_flight_and_no_pair(tmp_path: 
 
 
 @pytest.mark.slow
+def test_what_a_full_disk_did_not_take_is_on_the_node_and_not_asked_again(world: World, tmp_path: Path) -> None:
+    alone = whole(tmp_path / "alone", world, "stronger-preferred")
+    run = Run(tmp_path / "run")
+    node = node_store_path(str(run.folder))
+    with small_disk(run.folder) as resize, Teacher(api_key=KEY) as teacher:
+        settings = [*overrides(world, "stronger-preferred", teacher.base_url), "create.ray.workers=1"]
+        resize(160)
+        assert "the disk takes no more" in on_ray(run.folder, settings, expected=2)
+        left = written(node)
+        assert left.keys() - written(run.replies).keys()
+        resize(4096)
+        on_ray(run.folder, settings)
+        assert left.items() <= written(run.replies).items(), "none of these was asked again"
+        assert made(run) == made(alone)
+    assert not node.exists()
+
+
+@pytest.mark.slow
 def test_each_node_serves_the_policy_and_a_worker_killed_alone_is_replaced_there(tmp_path: Path) -> None:
     log, run = tmp_path / "log", Run(tmp_path / "run")
     with nodes(2) as (cluster, (first, _)), Teacher(api_key=KEY) as teacher:
@@ -205,7 +243,7 @@ def test_each_node_serves_the_policy_and_a_worker_killed_alone_is_replaced_there
         process = started(log, *settings, "--out", run.folder)
         until(lambda: log.read_text().count("is ready after") == 2 and len(teacher.requests) >= 8, process, log)
         raylet = first.all_processes["raylet"][0].process.pid
-        (worker,) = [pid for pid in below(raylet) if "ray::Worker" in _name(pid)]
+        (worker,) = [pid for pid in below(raylet) if "ray::MapWorker(MapBatches(RowMaker))" in _name(pid)]
         serving = below(worker)
         assert any("transformers" in _name(pid) for pid in serving)
         os.kill(worker, signal.SIGKILL)
@@ -255,7 +293,7 @@ def test_a_node_that_joins_takes_part(tmp_path: Path) -> None:
         until(lambda: len(teacher.requests) >= 9, process, log)
         joined = cluster.add()
         raylet = joined.all_processes["raylet"][0].process.pid
-        until(lambda: any("Worker" in _name(pid) for pid in below(raylet)), process, log)
+        until(lambda: any("RowMaker" in _name(pid) for pid in below(raylet)), process, log)
         cluster.kill(first)  # the other must do all that is left
         assert process.wait(120) == 0, log.read_text()
     assert summary_of(Run(tmp_path / "run"))["method"] == "clair"

@@ -15,8 +15,9 @@ from virtual_time import run as run_in_virtual_time
 from anchored.errors import AnchoredError, BudgetReached, DataError, Stopped
 from anchored.llm.chat import Reply, Request, Usage
 from anchored.llm.money import Spending
+from anchored.llm.replies import Entry, ReplyStore, request_key
 from anchored.llm.settings import EndpointSettings
-from anchored.llm.shared import Books, Heard, Hub, Line, Said, books_of
+from anchored.llm.shared import Books, Heard, Hub, Line, Said, books_of, hand_over
 from anchored.records import Message
 
 
@@ -40,10 +41,10 @@ class Direct:
 
 
 class Worker:
-    def __init__(self, hub: Hub, name: str) -> None:
+    def __init__(self, hub: Hub, name: str, node_store: ReplyStore | None = None) -> None:
         self.wire = Direct(hub, name)
         self.line = Line(self.wire)
-        self.books: Books = books_of(name, self.line, counts_money=True)
+        self.books: Books = books_of(name, self.line, counts_money=True, node_store=node_store)
 
 
 def endpoint(**more: Any) -> EndpointSettings:
@@ -214,6 +215,63 @@ def test_what_cannot_be_kept_is_paid_for_by_no_worker(tmp_path: Path) -> None:
                 raise AssertionError
 
     at(tmp_path, main)
+
+
+def entries(numbers: Sequence[int]) -> list[Entry]:
+    return [Entry("m", request(number), Reply(f"said {number}", "stop", "m", raw={"of": number})) for number in numbers]
+
+
+def test_what_the_hub_cannot_keep_stays_on_the_node_and_is_merged_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = tmp_path / "node.sqlite"
+
+    def full(*_: object) -> None:
+        raise DataError("the disk takes no more")
+
+    async def stopped(hub: Hub) -> None:
+        with ReplyStore(node) as store:
+            worker = Worker(hub, "worker 1", store)
+            await worker.books.replies.keep(entries([1, 2]))
+            with monkeypatch.context() as patch:
+                patch.setattr(hub.store, "put_rows", full)
+                with pytest.raises(DataError, match="takes no more"):
+                    await worker.books.replies.keep(entries([2, 3, 4]))
+            hub.store.failure = ""
+        assert hub.store.count() == 2
+
+    async def goes_on(hub: Hub) -> None:
+        with ReplyStore(node) as store:
+            await hand_over(store, Worker(hub, "worker 2").line)
+            assert store.count() == 0
+        kept = [hub.store.get(request_key("m", request(number))) for number in range(1, 5)]
+        assert [(one.text, one.raw) for one in kept if one] == [(f"said {one}", {"of": one}) for one in range(1, 5)]
+
+    at(tmp_path, stopped)
+    at(tmp_path, goes_on)
+
+
+def test_a_node_lets_go_of_what_the_hub_has_and_does_without_a_store_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise DataError("the node's disk takes no more")
+
+    async def main(hub: Hub) -> None:
+        with ReplyStore(tmp_path / "node.sqlite") as store:
+            replies = Worker(hub, "worker 1", store).books.replies
+            for number in range(300):
+                await replies.keep(entries([number]))
+            assert 0 < store.count() < 256
+            monkeypatch.setattr(store, "put_rows", full)
+            for number in (300, 301):
+                await replies.keep(entries([number]))
+        assert hub.store.count() == 302
+
+    at(tmp_path, main)
+    assert [record.getMessage() for record in caplog.records] == [
+        "replies are kept in the run folder alone, not on this node: the node's disk takes no more"
+    ]
 
 
 def test_a_worker_whose_endpoint_has_ended_lets_its_own_go_and_holds_no_slot(tmp_path: Path) -> None:
