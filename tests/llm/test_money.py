@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -411,9 +412,17 @@ def test_ctrl_c_counts_what_was_in_flight(server: FaultServer, tmp_path: Path) -
         *("create.reviser.serve=null", f"create.reviser.base_url={server.base_url}", "create.reviser.key_env=null"),
         *("create.reviser.price={input: 0, output: 10}", "create.reviser.max_tokens=1000"),
     )
+
+    def three_are_kept_and_six_under_way() -> bool:
+        if server.in_flight < 6:
+            return False
+        with closing(sqlite3.connect(tmp_path / "run" / "replies.sqlite")) as store:
+            kept = store.execute("select count(*) from replies where model like 'pocket-teacher%'").fetchone()[0]
+        return kept == 3
+
     code = anchored_killed(
         *("create", POCKET, *recipe, "--out", tmp_path / "run"),
-        when=lambda: server.in_flight == 6,
+        when=three_are_kept_and_six_under_way,
         by=signal.SIGINT,
     )
     assert code == 3
