@@ -206,6 +206,7 @@ class _Flow:
 
     async def __aenter__(self) -> _Flow:
         self._loop = asyncio.get_running_loop()
+        _Ending.clear()
         self._gathers_until = self._loop.time() + GATHERING_SECONDS
         self._tasks = [asyncio.create_task(self._safely(work)) for work in (self._look, self._hear)]
         return self
@@ -223,8 +224,9 @@ class _Flow:
             for task in (*self._tasks, *self._taking):
                 task.cancel()
             await asyncio.gather(*self._tasks, *self._taking, return_exceptions=True)
-            # a flow does not end while Ray has no room for a worker to start again in
-            await asyncio.to_thread(_join, [crew.thread for crew in self._crews], 5.0)
+            # by itself a flow would not end while Ray has no room for a worker to start again in
+            _Ending.set()
+            await asyncio.to_thread(_join, [crew.thread for crew in self._crews], CLOSING_SECONDS)
 
     async def make(self, prompts: Sequence[Prompt]) -> Block:
         """The rows of some prompts, by the first worker that makes them and lives long enough."""
@@ -502,6 +504,7 @@ def _ray_data(order: Order, hub: Any, crew: int, size: int, nodes: Sequence[str]
     context.max_consecutive_actor_init_deaths = MOST_ENDS * size
     context._max_num_blocks_in_streaming_gen_buffer = _UNDER_WAY
     context.issue_detectors_config.detectors = []  # rows that take minutes are none
+    context.custom_execution_callback_classes = [_Ending]
     context.memory_usage_poll_interval_s = None  # a thread for each block that is made
     with ray.data.DataContext.current(context):
         # beside the hub, and never in one process with the workers, as their settings differ
@@ -524,6 +527,26 @@ def _ray_data(order: Order, hub: Any, crew: int, size: int, nodes: Sequence[str]
             ),
             **(at_nodes if nodes else {}),
         )
+
+
+class _Ending:
+    """Ends the flows of this process, in the thread that runs each: Ray must not be shut down beside it.
+
+    A callback of Ray Data's, made anew for each flow and sent along to workers, so what it knows is the module's.
+    """
+
+    _has_come = threading.Event()
+    set, clear = _has_come.set, _has_come.clear
+
+    def before_execution_starts(self, executor: Any) -> None: ...
+
+    def on_execution_step(self, executor: Any) -> None:
+        if self._has_come.is_set():
+            raise RuntimeError("the stage is over")
+
+    def after_execution_succeeds(self, executor: Any) -> None: ...
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
 
 
 def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
