@@ -102,8 +102,8 @@ class Cluster:
             for file, pair in block:
                 take(file, pair)
 
-        # as many rows wait for a slow one before them as in a run in one process
-        ahead = max(2, AHEAD // self._rows_per_block)
+        # as many rows wait for a slow one before them as in a run in one process, or so that no worker waits
+        ahead = max(2, max(AHEAD, 2 * ROWS_OF_A_WORKER * self._flow.size) // self._rows_per_block)
         await work_in_order(
             _blocks(jobs, self._rows_per_block),
             made,
@@ -207,6 +207,7 @@ class _Flow:
     async def __aenter__(self) -> _Flow:
         self._loop = asyncio.get_running_loop()
         _Ending.clear()
+        self._hire(_nodes())
         self._gathers_until = self._loop.time() + GATHERING_SECONDS
         self._tasks = [asyncio.create_task(self._safely(work)) for work in (self._look, self._hear)]
         return self
@@ -227,6 +228,11 @@ class _Flow:
             # by itself a flow would not end while Ray has no room for a worker to start again in
             _Ending.set()
             await asyncio.to_thread(_join, [crew.thread for crew in self._crews], CLOSING_SECONDS)
+
+    @property
+    def size(self) -> int:
+        """How many workers were hired."""
+        return sum(crew.size for crew in self._crews)
 
     async def make(self, prompts: Sequence[Prompt]) -> Block:
         """The rows of some prompts, by the first worker that makes them and lives long enough."""
@@ -299,8 +305,7 @@ class _Flow:
 
     def _gathers(self) -> bool:
         """Whether some of the first workers are still starting."""
-        wanted = sum(crew.size for crew in self._crews)
-        return len(self._ready) < wanted and self._loop.time() < self._gathers_until
+        return len(self._ready) < self.size and self._loop.time() < self._gathers_until
 
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
@@ -348,7 +353,7 @@ class _Flow:
             due.ends += 1
             if due.ends >= MOST_ENDS:
                 self._fail(self._deadly(due))
-        if self._ends >= MOST_ENDS * max(1, sum(crew.size for crew in self._crews)):
+        if self._ends >= MOST_ENDS * max(1, self.size):
             self._fail(Stopped(self._why_none()))
         await self._offer_again((*gone.begun, *gone.waiting))
 
@@ -378,7 +383,7 @@ class _Flow:
         """See again and again where workers are missing, and how long there has been none."""
         since = self._loop.time()
         while True:
-            nodes = {node["NodeID"]: node["Resources"] for node in _ray().nodes() if node["Alive"]}
+            nodes = _nodes()
             waiting = await _hub_answer(self._hub.watch.remote(set(nodes)))
             await self._offer_again(self._forgotten(waiting))
             if not self._closes:
@@ -410,7 +415,7 @@ class _Flow:
                 self._start(self._settings.workers, ())
             return
         places = {node: self._room_at(has) for node, has in nodes.items()}
-        missing = sum(places.values()) - sum(crew.size for crew in self._crews)
+        missing = sum(places.values()) - self.size
         new = [node for node, room in places.items() if room and node not in self._nodes]
         if missing > 0:
             self._nodes |= set(new)
@@ -419,8 +424,8 @@ class _Flow:
     def _room_at(self, resources: Mapping[str, float]) -> int:
         """How many workers a node is to have."""
         cpus, gpus = self._settings.cpus, self._settings.gpus
-        by_cpus = resources.get("CPU", 0) // cpus if cpus else 1_000_000
-        return int(min(by_cpus, resources.get("GPU", 0) // gpus if gpus else 1))
+        by_cpus = _times(resources.get("CPU", 0), cpus) if cpus else 1_000_000
+        return min(by_cpus, _times(resources.get("GPU", 0), gpus) if gpus else 1)
 
     def _start(self, size: int, nodes: Sequence[str]) -> None:
         number = len(self._crews)
@@ -547,6 +552,16 @@ class _Ending:
     def after_execution_succeeds(self, executor: Any) -> None: ...
 
     def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
+
+
+def _nodes() -> dict[str, dict[str, float]]:
+    """What each node has that is alive."""
+    return {node["NodeID"]: node["Resources"] for node in _ray().nodes() if node["Alive"]}
+
+
+def _times(has: float, needs: float) -> int:
+    """How often one fits into the other: 0.1 ten times into 1."""
+    return int(has / needs + 1e-9)
 
 
 def _join(threads: Sequence[threading.Thread], seconds: float) -> None:

@@ -115,7 +115,7 @@ class RaySettings(Settings):
     """Cores that each worker takes of its node."""
     gpus: float = Field(default=0, ge=0)
     """GPUs that each worker takes, for the models that it holds or serves itself; 0: it sees none."""
-    rows_per_block: int = Field(default=8, ge=1)
+    rows_per_block: int = Field(default=16, ge=1)
     """Prompts that are handed to a worker together."""
     wait_seconds: float = Field(default=300, gt=0)
     """Longest wait while there is no worker, at the start and when all are gone, before the stage stops."""
