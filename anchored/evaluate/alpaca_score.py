@@ -18,6 +18,7 @@ from anchored.errors import EvaluationError
 from anchored.evaluate import statistics
 from anchored.evaluate.alpaca_files import AlpacaData, Annotation, Instruction, in_order
 from anchored.evaluate.length_control import (
+    GRID,
     GamedRows,
     JudgedRows,
     LengthControlled,
@@ -127,6 +128,11 @@ def score(
     warning = overlap_of(fitted.gap).warning
     if warning and controlled:
         notes.append(warning)
+    if controlled and controlled is not OWN_RATE and controlled.c <= GRID[0]:
+        notes.append(
+            f"on {len(judged)} judged instructions cross-validation took the strongest penalty, which draws the "
+            "length-controlled rate to 50 whatever the answers say; it means something with more instructions"
+        )
     return AlpacaScore(
         model=model,
         baseline=baseline,

@@ -70,6 +70,15 @@ def test_what_was_not_judged_is_counted_and_in_no_number(data: AlpacaData) -> No
     assert (alone.rates, alone.controlled, alone.mean_length) == (result.rates, result.controlled, result.mean_length)
 
 
+def test_a_rate_that_is_all_penalty_is_said_to_be_none(data: AlpacaData) -> None:
+    rows = [replace(one, preference=float(1 + place % 2)) for place, one in enumerate(annotations(data, 24))]
+    result = score(rows, data, 100, 0)
+    assert result.controlled
+    assert result.controlled.win_rate == pytest.approx(50, abs=1)
+    assert any("on 24 judged instructions" in note and "strongest penalty" in note for note in result.notes)
+    assert not any("penalty" in note for note in score(annotations(data), data, 100, 0).notes)
+
+
 def test_rows_keep_the_difficulties_of_their_instructions(data: AlpacaData) -> None:
     # the official package takes the row's number for the instruction's, and so errs where rows are missing
     rows = annotations(data)[20:]
