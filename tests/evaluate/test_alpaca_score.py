@@ -71,11 +71,11 @@ def test_what_was_not_judged_is_counted_and_in_no_number(data: AlpacaData) -> No
 
 
 def test_a_rate_that_is_all_penalty_is_said_to_be_none(data: AlpacaData) -> None:
-    rows = [replace(one, preference=float(1 + place % 2)) for place, one in enumerate(annotations(data, 24))]
+    rows = [replace(one, preference=float(1 + (place % 3 > 0))) for place, one in enumerate(annotations(data, 8))]
     result = score(rows, data, 100, 0)
     assert result.controlled
-    assert result.controlled.win_rate == pytest.approx(50, abs=1)
-    assert any("on 24 judged instructions" in note and "strongest penalty" in note for note in result.notes)
+    assert (result.rates.win_rate, result.controlled.win_rate) == (62.5, pytest.approx(50, abs=0.1))
+    assert any("on 8 judged instructions" in note and "strongest penalty" in note for note in result.notes)
     assert not any("penalty" in note for note in score(annotations(data), data, 100, 0).notes)
 
 
