@@ -33,6 +33,7 @@ from anchored.llm.shared import Books
 from anchored.progress import Progress, Silent
 from anchored.runs import Run
 
+PROMPTS = [20_000, 40_000, 80_000]
 WORDS = ("the", "answer", "of", "a", "model", "holds", "many", "words", "which", "say", "little", "about", "numbers")
 
 
@@ -130,7 +131,7 @@ def measure(engine: str, count: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--prompts", type=int, nargs="+", default=[20_000, 40_000, 80_000])
+    parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS)
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: one worker on this machine")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help="keep the results in docs/benchmarks.md")
@@ -142,8 +143,9 @@ def main() -> None:
     found = {count: measure(arguments.engine, count) for count in arguments.prompts}
     shown = {"bare": "imports, MB", "drawn": "after the draw", "peak": "peak"}
     shown |= {"hub": "peak of the hub", "worker": "peak of the worker"} if on_ray else {}
+    counts = f" --prompts {' '.join(map(str, arguments.prompts))}" if arguments.prompts != PROMPTS else ""
     lines = [
-        f"    python benchmarks/create_stream.py{' --engine ray' if on_ray else ''} --write",
+        f"    python benchmarks/create_stream.py{' --engine ray' if on_ray else ''}{counts} --write",
         "",
         "Peak resident memory of the create stage by the number of prompts, with models that answer at once"
         + (", made by one worker on Ray." if on_ray else "."),
