@@ -1,4 +1,4 @@
-"""docs/create.md: its recipes are recipes, and its tables name what there is."""
+"""docs/create.md and docs/formats.md: their recipes are recipes, and their tables name what there is."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from anchored import recipe as recipes
 from anchored.create.filters import FILTERS
 from anchored.records import Outcome
 
-TEXT = (Path(__file__).parents[2] / "docs" / "create.md").read_text("utf-8")
-RECIPES = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+PAGES = {name: (Path(__file__).parents[2] / "docs" / name).read_text("utf-8") for name in ("create.md", "formats.md")}
+RECIPES = [(name, text) for name, page in PAGES.items() for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+TEXT = PAGES["create.md"]
 
 
-@pytest.mark.parametrize("text", RECIPES, ids=range(len(RECIPES)))
-def test_every_recipe_of_the_page_is_one(text: str) -> None:
-    recipes.parse({"policy": {"model": "models/my-model-instruct"}, **yaml.safe_load(text)}, "docs/create.md")
+@pytest.mark.parametrize(("page", "text"), RECIPES, ids=range(len(RECIPES)))
+def test_every_recipe_of_the_pages_is_one(page: str, text: str) -> None:
+    recipes.parse({"policy": {"model": "models/my-model-instruct"}, **yaml.safe_load(text)}, f"docs/{page}")
     assert len(text.splitlines()) <= 15
 
 
-def test_the_page_names_every_method_filter_prompt_and_outcome() -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_each_page_shows_every_method(page: str) -> None:
     methods = recipes.schema()["$defs"]["CreateSettings"]["properties"]["method"]["enum"]
-    assert {method for method in methods if f"method: {method}" in TEXT} == set(methods)
+    assert {method for method in methods if f"method: {method}" in PAGES[page]} == set(methods)
+
+
+def test_the_page_names_every_filter_prompt_and_outcome() -> None:
     assert [name for name in FILTERS if f"| `{name}` |" not in TEXT] == []
     shipped = (Path(recipes.__file__).parent / "create" / "prompts").glob("*.txt")
     assert [file.stem for file in shipped if f"create/{file.stem}" not in TEXT and file.stem != "judge"] == []
