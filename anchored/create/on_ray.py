@@ -30,10 +30,22 @@ from pathlib import Path
 from typing import Any
 
 from anchored.create.engine import Job, Made
-from anchored.create.ray_hub import SILENT_SECONDS, Block, Closed, Event, Failed, Gone, Order, RayHub, Ready, Told
+from anchored.create.ray_hub import (
+    SILENT_SECONDS,
+    Block,
+    Closed,
+    Event,
+    Failed,
+    Gone,
+    Order,
+    RayHub,
+    Ready,
+    Told,
+    hub_answer,
+)
 from anchored.create.row_file import RowFile
 from anchored.create.settings import POLICY, CreateSettings, RaySettings
-from anchored.errors import AnchoredError, RecipeError, Stopped
+from anchored.errors import RecipeError, Stopped
 from anchored.llm.ask import AHEAD, work_in_order
 from anchored.llm.chat import Reply, Request
 from anchored.llm.money import Spent
@@ -135,16 +147,16 @@ async def cluster(order: Order, replies: Path, progress: Progress) -> AsyncItera
         )
         if _holds_models(settings) and not settings.ray.gpus and (found := ray.cluster_resources().get("GPU")):
             progress.note(f"create: Ray has {found:g} GPUs, but workers see none of them; create.ray.gpus is 0")
-        money = RemoteMoney(await _hub_answer(hub.spent.remote())) if order.counts_money else None
+        money = RemoteMoney(await hub_answer(hub.spent.remote())) if order.counts_money else None
         prices, roles = settings.prices(), [*([POLICY] if settings.asks_policy else ()), *settings.endpoints()]
         chats = {role: RemoteChat(purse=money if role in prices else None) for role in roles}
         keys = {name: os.environ[name] for name in settings.key_variables() if name in os.environ}
-        await _hub_answer(hub.keep_keys.remote(keys))
+        await hub_answer(hub.keep_keys.remote(keys))
         try:
             async with _Flow(order, hub, money, progress) as flow:
                 yield Cluster(chats, flow, settings.ray.rows_per_block)
         finally:
-            spent = await _hub_answer(hub.close.remote())
+            spent = await hub_answer(hub.close.remote())
             if money:
                 money.last = spent
 
@@ -216,11 +228,11 @@ class _Flow:
         """Have workers close their chats, and let the flow run dry."""
         self._closes = True
         try:
-            await _hub_answer(self._hub.close_workers.remote())
+            await hub_answer(self._hub.close_workers.remote())
             ends = self._loop.time() + CLOSING_SECONDS
             while self._ready and self._loop.time() < ends and not any(task.done() for task in self._tasks):
                 await asyncio.sleep(0.02)
-            await _hub_answer(self._hub.end.remote())
+            await hub_answer(self._hub.end.remote())
         finally:
             for task in (*self._tasks, *self._taking):
                 task.cancel()
@@ -252,7 +264,7 @@ class _Flow:
             self._hub.done.remote(number)
             self._serve()
         if self._money:
-            self._money.last = await _hub_answer(self._hub.spent.remote())
+            self._money.last = await hub_answer(self._hub.spent.remote())
         return block
 
     def halt(self) -> None:
@@ -262,7 +274,7 @@ class _Flow:
 
     async def _offer(self, number: int, due: _Due) -> None:
         due.offered = self._loop.time()
-        await _hub_answer(self._hub.offer.remote(due.crew.number, number, pickle.dumps(due.prompts)))
+        await hub_answer(self._hub.offer.remote(due.crew.number, number, pickle.dumps(due.prompts)))
 
     async def _room(self) -> _Crew:
         """A crew that has room for a block, which counts as offered."""
@@ -324,7 +336,7 @@ class _Flow:
 
     async def _hear(self) -> None:
         while True:
-            for event in await _hub_answer(self._hub.events.remote()):
+            for event in await hub_answer(self._hub.events.remote()):
                 await self._meet(event)
 
     async def _meet(self, event: Event) -> None:
@@ -384,7 +396,7 @@ class _Flow:
         since = self._loop.time()
         while True:
             nodes = _nodes()
-            waiting = await _hub_answer(self._hub.watch.remote(set(nodes)))
+            waiting = await hub_answer(self._hub.watch.remote(set(nodes)))
             await self._offer_again(self._forgotten(waiting))
             if not self._closes:
                 self._hire(nodes)
@@ -466,7 +478,7 @@ class _Flow:
             if not isinstance(made, Exception):
                 self._ends = 0
                 due.made.set_result(made)
-            elif await _hub_answer(self._hub.beat.remote(worker)):
+            elif await hub_answer(self._hub.beat.remote(worker)):
                 due.made.set_exception(made)
             else:  # it was out of reach
                 await self._offer_again([row["number"]])
@@ -578,25 +590,6 @@ def _blocks(jobs: Iterable[Job], rows: int) -> Iterator[list[Job]]:
     remaining = iter(jobs)
     while block := list(islice(remaining, rows)):
         yield block
-
-
-async def _hub_answer(reference: Any) -> Any:
-    """What the hub returned; raises its AnchoredErrors as they are. Nothing goes on without it."""
-    errors = _ray().exceptions
-    try:
-        return await reference
-    except errors.TaskCancelledError:
-        raise
-    except errors.RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, AnchoredError):
-            raise cause from None
-        if isinstance(error, errors.RayTaskError):
-            raise
-        raise Stopped(
-            f"create: the process that keeps the run's limits and replies is gone ({one_line(error)[:300]}); the same "
-            "command goes on from here"
-        ) from None
 
 
 def _ray() -> Any:

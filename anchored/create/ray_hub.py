@@ -21,10 +21,11 @@ from typing import Any
 from anchored.create.desk import CreateChats
 from anchored.create.engine import Made
 from anchored.create.settings import CreateSettings
-from anchored.errors import Stopped
+from anchored.errors import AnchoredError, Stopped
 from anchored.llm.shared import Books, Hub
 from anchored.progress import Progress
 from anchored.records import content_hash
+from anchored.runs import one_line
 
 BEAT_SECONDS = 3.0
 SILENT_SECONDS = 30.0
@@ -140,11 +141,12 @@ class _Queue:
 
 
 class RayHub(Hub):
-    """The hub of a run on Ray; `keys` are the environment's that endpoints are asked with."""
+    """The hub of a run on Ray."""
 
     def __init__(self, path: Path, cap_usd: float | None = None) -> None:
         super().__init__(path, cap_usd)
         self._keys: Mapping[str, str] = {}
+        """The environment's, that endpoints are asked with."""
         self._queues: defaultdict[int, _Queue] = defaultdict(_Queue)
         self._ends = False
         self._members: dict[str, _Member] = {}
@@ -197,7 +199,7 @@ class RayHub(Hub):
                 self._miss(worker, "its node is gone")
             elif now - member.heard > SILENT_SECONDS:
                 self._miss(worker, f"nothing was heard of it for {SILENT_SECONDS:g} s", hangs=True)
-        return sorted(self._due - self._makes.keys())
+        return self._waiting()
 
     def close_workers(self) -> None:
         """Have all workers close their chats."""
@@ -275,15 +277,39 @@ class RayHub(Hub):
     def _miss(self, worker: str, why: str, *, hangs: bool = False) -> None:
         member = self._members.pop(worker)
         begun = tuple(number for number, by in self._makes.items() if by == worker)
-        waiting = tuple(sorted(self._due - self._makes.keys()))
+        waiting = tuple(self._waiting())
         for number in begun:
             del self._makes[number]
         self.lose(worker)
         self._tell(Gone(worker, why, begun, waiting, member.handle, hangs))
 
+    def _waiting(self) -> list[int]:
+        """Blocks that nobody has begun."""
+        return sorted(self._due - self._makes.keys())
+
     def _tell(self, event: Event) -> None:
         self._events.append(event)
         self._happened.set()
+
+
+async def hub_answer(reference: Any) -> Any:
+    """What the hub returned; raises its AnchoredErrors as they are, and Stopped where it is gone."""
+    from ray import exceptions
+
+    try:
+        return await reference
+    except exceptions.TaskCancelledError:
+        raise
+    except exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, AnchoredError):
+            raise cause from None
+        if isinstance(error, exceptions.RayTaskError):
+            raise
+        raise Stopped(
+            f"create: the process that keeps the run's limits and replies is gone ({one_line(error)[:300]}); the same "
+            "command goes on from here"
+        ) from None
 
 
 def node_store_path(run: str) -> Path:

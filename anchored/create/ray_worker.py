@@ -27,7 +27,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from anchored.create.desk import Desk
 from anchored.create.engine import make_row
-from anchored.create.ray_hub import BEAT_SECONDS, Asked, Block, Order, node_store_path
+from anchored.create.ray_hub import BEAT_SECONDS, Asked, Block, Order, hub_answer, node_store_path
 from anchored.errors import AnchoredError, DataError, Stopped
 from anchored.llm.ask import work_through
 from anchored.llm.replies import ReplyStore
@@ -191,10 +191,10 @@ class _RayWire:
         self._hub, self._worker = hub, worker
 
     async def say(self, words: Sequence[Said]) -> None:
-        await _heard(self._hub.say.remote(self._worker, words))
+        await hub_answer(self._hub.say.remote(self._worker, words))
 
     async def hear(self) -> list[Heard]:
-        return await _heard(self._hub.hear.remote(self._worker))
+        return await hub_answer(self._hub.hear.remote(self._worker))
 
 
 class _Notes(Silent):
@@ -207,17 +207,6 @@ class _Notes(Silent):
 
     def note(self, text: str) -> None:
         self._tell(text)
-
-
-async def _heard(answer: Any) -> Any:
-    """What the hub answers; Stopped where it is gone or does without this worker."""
-    try:
-        return await answer
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, AnchoredError):
-            raise cause from None
-        raise Stopped(f"the hub is gone ({type(error).__name__})") from None
 
 
 def _beat(hub: Any, worker: str) -> None:
