@@ -226,14 +226,19 @@ def interval(value: float, resampled: Float[ndarray, " resamples"]) -> Interval:
 
 
 def corrected(value: float, resampled: Float[ndarray, " resamples"], lean: float) -> Interval:
-    """An estimate with those percentiles of its resamples that allow for their bias and skewness (BCa, Efron 1987)."""
+    """An estimate with those percentiles of its resamples that allow for their bias and skewness (BCa, Efron 1987).
+
+    Plain percentiles where these cannot be told: no resample on one side of the estimate, or too great a skewness.
+    """
     normal, kept = NormalDist(), resampled[~np.isnan(resampled)]
-    below = (np.sum(kept < value) + np.sum(kept <= value)) / 2
-    bias = normal.inv_cdf(float(np.clip(below, 0.5, len(kept) - 0.5)) / len(kept))
-    ends = []
-    for share in (0.025, 0.975):
-        shifted = bias + normal.inv_cdf(share)
-        ends.append(float(np.quantile(kept, normal.cdf(bias + shifted / (1 - lean * shifted)))))
+    below = float(np.sum(kept < value) + np.sum(kept <= value)) / 2
+    if not 0 < below < len(kept):
+        return interval(value, resampled)
+    bias = normal.inv_cdf(below / len(kept))
+    shifted = [bias + normal.inv_cdf(share) for share in (0.025, 0.975)]
+    if any(lean * one >= 1 for one in shifted):
+        return interval(value, resampled)
+    ends = [float(np.quantile(kept, normal.cdf(bias + one / (1 - lean * one)))) for one in shifted]
     return Interval(value, *ends)
 
 

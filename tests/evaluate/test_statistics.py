@@ -176,3 +176,20 @@ def test_the_interval_over_clusters_holds_the_truth_as_often_as_it_says() -> Non
         naively += naive.low <= 40 <= naive.high
     assert held >= 133  # 89 %; the expected 142 has a standard deviation of 3
     assert naively < 115
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN")
+@pytest.mark.parametrize(
+    ("value", "resampled", "lean"),
+    [
+        (50.0, np.full(5, np.nan), 0.0),
+        (500.0, np.arange(100.0), 0.4),
+        (-5.0, np.arange(100.0), 0.4),
+        (98.9, np.arange(100.0), 0.9),
+    ],
+)
+def test_what_has_no_bias_that_can_be_told_has_plain_percentiles(
+    value: float, resampled: np.ndarray, lean: float
+) -> None:
+    found, plain = corrected(value, resampled, lean), interval(value, resampled)
+    assert (found.value, found.low, found.high) == pytest.approx((plain.value, plain.low, plain.high), nan_ok=True)
